@@ -37,4 +37,7 @@ d = { 'settings': { 'branch': 'main',
                                  'defectbook.core.sha256_json': ('core.html#sha256_json', 'defectbook/core.py'),
                                  'defectbook.core.unknown': ('core.html#unknown', 'defectbook/core.py'),
                                  'defectbook.core.whole_folder': ('core.html#whole_folder', 'defectbook/core.py'),
-                                 'defectbook.core.write_whole': ('core.html#write_whole', 'defectbook/core.py')}}}
+                                 'defectbook.core.write_whole': ('core.html#write_whole', 'defectbook/core.py')},
+            'defectbook.metrics.pixel': { 'defectbook.metrics.pixel._split_sorted': ( 'metrics/pixel.html#_split_sorted',
+                                                                                      'defectbook/metrics/pixel.py'),
+                                          'defectbook.metrics.pixel.auroc': ('metrics/pixel.html#auroc', 'defectbook/metrics/pixel.py')}}}
