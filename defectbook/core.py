@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ImageSource', 'DefectbookError', 'DataError', 'WeightsError', 'ParameterError', 'StoreError', 'nearest', 'unknown',
            'read_image', 'read_mask', 'resize_image', 'resize_mask', 'resize_map', 'Sample', 'Prediction', 'generator',
-           'resolve_device', 'progress', 'whole_folder', 'write_whole', 'sha256_file', 'sha256_json']
+           'resolve_device', 'progress', 'whole_folder', 'make_folder', 'write_whole', 'sha256_file', 'sha256_json']
 
 # %% ../nbs/00_core.ipynb #bb5a6457
 import contextlib
@@ -291,6 +291,15 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def make_folder(path: Path | str) -> Path:
+    """`path` as a folder, made with its parents if need be. Raises `StoreError` when that cannot be done."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be made a folder ({error.strerror}); choose another output folder") from error
+    return Path(path)
 
 
 def write_whole(target: Path | str, content: bytes | str) -> None:

@@ -7,7 +7,6 @@ __all__ = ['IMAGE_SUFFIXES', 'READERS', 'Dataset', 'summarise', 'split_normal', 
            'read_folder', 'load']
 
 # %% ../../nbs/data/11_datasets.ipynb #7ae88b83
-import csv
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence

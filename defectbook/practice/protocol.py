@@ -95,10 +95,11 @@ def normal_map_range(maps: Sequence[np.ndarray]) -> tuple[float, float]:
 
 
 def evaluate(detector: Detector, dataset: Dataset, metrics: Sequence[str] = ("image_auroc",), seed: int = 0, method: str = "",
-             quantile: float = 0.95) -> Run:
+             quantile: float = 0.95, verbose: bool = True) -> Run:
     """Fit on train, set the threshold on normal validation images, predict test, compute the metrics.
 
     quantile: the share of normal validation images that stay below the threshold. method: the name in the table.
+    verbose: print the data set's summary before anything trains.
     Raises `DataError` when train, validation or test is empty, `ParameterError` for an unknown metric.
     """
     for name in metrics:
@@ -107,7 +108,8 @@ def evaluate(detector: Detector, dataset: Dataset, metrics: Sequence[str] = ("im
     for split, members in dataset.splits.items():
         if not len(members):
             raise DataError(f"{dataset.name}, {dataset.category}: split {split!r} is empty; see dataset.summary()")
-    print(dataset.summary())
+    if verbose:
+        print(dataset.summary())
     started = time.perf_counter()
     detector.fit(dataset.train)
     fitted = time.perf_counter()
