@@ -14,27 +14,15 @@ from defectbook.metrics.published import COLUMNS, PAPERS, printed_number, printe
 from defectbook.metrics.recomputed import Check, misprints, recomputations, recomputed_range
 
 # paper, table: number of cells, lost cells, and the sum of all its numbers (ratios and ticks left out). Any slip of a digit moves the sum.
+# The sums of the numbered tables were taken from the papers' texts by another route than the files: every number between a table's first
+# and last line, whatever its column. (B1's and B2's texts hold 36 and 2 more, in the repeated cells of conv10 and a stray 2 beside the totals.)
 TABLES = {
-    ("PROS", "1"): (12, 2, "20522"),
-    ("PROS", "2"): (32, 0, "857.08"),
-    ("PROS", "3"): (12, 0, "225.37"),
-    ("PROS", "text"): (6, 0, "10566.07"),
-    ("PNI", "1"): (288, 30, "24863.48"),
-    ("PNI", "2"): (86, 0, "8196.77"),
-    ("PNI", "3"): (36, 0, "3129.68"),
-    ("PNI", "4"): (15, 0, "1463.98"),
-    ("PNI", "5"): (20, 0, "1878.3"),
-    ("PNI", "6"): (16, 0, "1507.2"),
-    ("PNI", "text"): (31, 0, "30459.43"),
-    ("PAEDID", "1"): (10, 0, "668.4"),
-    ("PAEDID", "2"): (6, 0, "152.6"),
-    ("PAEDID", "text"): (20, 0, "8587.7"),
-    ("ADAPT", "1"): (162, 9, "6593.993"),
-    ("ADAPT", "2"): (162, 9, "4707.811"),
-    ("ADAPT", "3"): (90, 9, "738.402"),
-    ("ADAPT", "4"): (84, 0, "1185.443"),
+    ("ADAPT", "1"): (162, 9, "6887.05"),
+    ("ADAPT", "2"): (162, 9, "4785.238"),
+    ("ADAPT", "3"): (90, 9, "668.053"),
+    ("ADAPT", "4"): (84, 0, "1102.237"),
     ("ADAPT", "cost"): (7, 0, "1212.66"),
-    ("ADAPT", "text"): (14, 0, "309.041"),
+    ("ADAPT", "text"): (14, 0, "307.381"),
     ("FOIL", "3.1"): (6, 0, "67091958"),
     ("FOIL", "3.2"): (11, 0, "0"),
     ("FOIL", "3.3"): (11, 0, "97084566"),
@@ -42,12 +30,26 @@ TABLES = {
     ("FOIL", "3.5"): (11, 0, "88553223"),
     ("FOIL", "3.6"): (10, 0, "10.003"),
     ("FOIL", "3.7"): (8, 0, "4"),
-    ("FOIL", "4.1"): (48, 0, "0.5801"),
-    ("FOIL", "A1"): (312, 0, "3307062412"),
-    ("FOIL", "A2"): (195, 0, "87.2189"),
-    ("FOIL", "B1"): (314, 8, "29512013.53"),
-    ("FOIL", "B2"): (315, 0, "84541690.6"),
-    ("FOIL", "text"): (19, 0, "17695.5256"),
+    ("FOIL", "4.1"): (48, 0, "0.5023"),
+    ("FOIL", "A1"): (312, 0, "3289060400"),
+    ("FOIL", "A2"): (195, 0, "84.4997"),
+    ("FOIL", "B1"): (314, 8, "35784399.41"),
+    ("FOIL", "B2"): (315, 0, "90841272.13"),
+    ("FOIL", "text"): (19, 0, "17650.0296"),
+    ("PAEDID", "1"): (10, 0, "668.4"),
+    ("PAEDID", "2"): (6, 0, "152.6"),
+    ("PAEDID", "text"): (20, 0, "8587.6"),
+    ("PNI", "1"): (288, 30, "25010.23"),
+    ("PNI", "2"): (86, 0, "8191.33"),
+    ("PNI", "4"): (15, 0, "1463.24"),
+    ("PNI", "3"): (36, 0, "3124.69"),
+    ("PNI", "5"): (20, 0, "1868.7"),
+    ("PNI", "6"): (16, 0, "1502.4"),
+    ("PNI", "text"): (31, 0, "39005.12"),
+    ("PROS", "1"): (12, 2, "20522"),
+    ("PROS", "2"): (32, 0, "904.81"),
+    ("PROS", "3"): (12, 0, "225.37"),
+    ("PROS", "text"): (6, 0, "10566.07"),
 }
 
 # Every printed figure that contradicts its own inputs: paper, table, row, column, category, printed, and a value from its inputs.
@@ -56,7 +58,7 @@ MISPRINTS = [
     ("FOIL", "3.2", "Blade trail", "Background", "blade_trail", "1:82", 61_341_642 / 752_734),
     ("FOIL", "3.6", "ICF", "Cavity", "cavity", "4.355", 4.3521),
     ("FOIL", "3.7", "Positive", "Cavity", "cavity", "0.915", 0.976),
-    ("FOIL", "3.7", "Negative", "Cavity", "cavity", "0.085", 0.024),
+    ("FOIL", "3.7", "Negative", "Cavity", "cavity", "0.085", 0.0241),
     ("FOIL", "3.7", "Positive", "Crack", "crack", "0.976", 0.915),
     ("FOIL", "3.7", "Negative", "Crack", "crack", "0.024", 0.085),
     ("FOIL", "A1", "wCE ICF", "FP", "crack", "22,574", 31_347_942 - 31_115_368),
@@ -97,7 +99,8 @@ def test_every_table_is_there(everything):
 def test_cells_and_sum_of_a_table(paper, table):
     frame = published(paper, table)
     cells, lost, total = TABLES[paper, table]
-    numbers = [Fraction(text.replace(",", "").rstrip("*")) for text in frame["value"] if ":" not in text and not math.isnan(printed_number(text))]
+    printed = [text for text in frame["value"] if ":" not in text and not math.isnan(printed_number(text))]
+    numbers = [Fraction(text.replace(",", "").rstrip("*")) for text in printed]
     assert (len(frame), int((frame["status"] == "lost_in_text").sum()), sum(numbers)) == (cells, lost, Fraction(total))
 
 
@@ -201,11 +204,10 @@ def test_foil_weights_divide_by_the_sum_and_multiply_by_the_classes():
 
 
 def test_adapt_rows_keep_their_order_across_tables():
-    """Configurations are matched by order; settings rank a data set's configurations alike (Tables 1 and 2), which a shifted row would break."""
-    easy, hard = (published("ADAPT", table).query("column == 'NoC'").pivot(index="dataset", columns="row", values="number") for table in "12")
-    ranks = [frame.rank(axis=1).mean() for frame in (easy, hard)]
-    assert ranks[0].corr(ranks[1], method="spearman") > 0.8
-    assert (easy["HQ-SAM"] == easy.max(axis=1)).sum() >= 7
+    """Configurations are matched by order; Tables 1 and 2 rank them alike, which a shifted row would break."""
+    noc = [published("ADAPT", table).query("column == 'NoC'").pivot(index="dataset", columns="row", values="number") for table in "12"]
+    easy, hard = (frame.rank(axis=1).mean() for frame in noc)
+    assert easy.corr(hard, method="spearman") > 0.8
 
 
 def test_known_cells_by_eye():
@@ -213,8 +215,9 @@ def test_known_cells_by_eye():
     cells = {("PROS", "2", "Siamese UNet Diff / N/A / Cross Entropy", "Mean IOU"): "39.15", ("PROS", "3", "Mean IOU", "K=4"): "42.7",
              ("PROS", "3", "# of Param. (M)", "K=9"): "2.86", ("PNI", "2", "DRAEM", "AUROC Image"): "98.0",
              ("PNI", "2", "Uniformed Students", "AUPRO Texture"): "92.7", ("PNI", "4", "Trained by focal loss", "AUPRO Texture"): "96.11",
-             ("PNI", "3", "NP", "P-F1-max Texture"): "58.43", ("PNI", "5", "2", "P-SVDD"): "92.7", ("PNI", "6", "SPD", "I-AUROC Multiple instances"): "78.4",
-             ("PAEDID", "2", "RASL", "Manually annotated defect (Dice coefficient)"): "26.7", ("PAEDID", "1", "MemAE", "Product 2"): "73.8",
+             ("PNI", "3", "NP", "P-F1-max Texture"): "58.43", ("PNI", "5", "2", "P-SVDD"): "92.7",
+             ("PNI", "6", "SPD", "I-AUROC Multiple instances"): "78.4", ("PAEDID", "1", "MemAE", "Product 2"): "73.8",
+             ("PAEDID", "2", "RASL", "Manually annotated defect (Dice coefficient)"): "26.7",
              ("FOIL", "4.1", "Binary", "PSoI TPR SD"): "0.068*", ("FOIL", "4.1", "Focal Loss", "PSoMT TPR SD"): "0.043",
              ("FOIL", "3.5", "Samples", "Cavity"): "1303", ("FOIL", "B1", "pool4", "Flops (M)"): "0.25", ("FOIL", "B2", "out", "#Params"): "578"}
     for (paper, table, row, column), value in cells.items():
@@ -234,7 +237,8 @@ def test_unknown_names_are_refused_with_a_suggestion():
 
 
 def test_a_reader_cannot_spoil_the_tables_for_the_next():
-    published("PROS").loc[:, "value"] = "0"
+    frame = published("PROS")
+    frame["value"] = "0"
     assert published("PROS", "3")["value"].iloc[0] == "3.76"
 
 
