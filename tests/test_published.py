@@ -15,7 +15,7 @@ from defectbook.metrics.recomputed import Check, misprints, recomputations, reco
 
 # paper, table: number of cells, lost cells, and the sum of all its numbers (ratios and ticks left out). Any slip of a digit moves the sum.
 # The sums of the numbered tables were taken from the papers' texts by another route than the files: every number between a table's first
-# and last line, whatever its column. (B1's and B2's texts hold 36 and 2 more, in the repeated cells of conv10 and a stray 2 beside the totals.)
+# and last line, whatever its column. (B1's and B2's texts hold 36 and 2 more: the repeated cells of conv10, and a stray 2 in the totals.)
 TABLES = {
     ("ADAPT", "1"): (162, 9, "6887.05"),
     ("ADAPT", "2"): (162, 9, "4785.238"),
@@ -219,7 +219,8 @@ def test_known_cells_by_eye():
              ("PNI", "6", "SPD", "I-AUROC Multiple instances"): "78.4", ("PAEDID", "1", "MemAE", "Product 2"): "73.8",
              ("PAEDID", "2", "RASL", "Manually annotated defect (Dice coefficient)"): "26.7",
              ("FOIL", "4.1", "Binary", "PSoI TPR SD"): "0.068*", ("FOIL", "4.1", "Focal Loss", "PSoMT TPR SD"): "0.043",
-             ("FOIL", "3.5", "Samples", "Cavity"): "1303", ("FOIL", "B1", "pool4", "Flops (M)"): "0.25", ("FOIL", "B2", "out", "#Params"): "578"}
+             ("FOIL", "3.5", "Samples", "Cavity"): "1303", ("FOIL", "B1", "pool4", "Flops (M)"): "0.25",
+             ("FOIL", "B2", "out", "#Params"): "578"}
     for (paper, table, row, column), value in cells.items():
         frame = published(paper, table)
         assert frame[(frame["row"] == row) & (frame["column"] == column)]["value"].tolist() == [value], (paper, table, row, column)
