@@ -91,7 +91,7 @@ def test_bad_traces_are_named(traces, message):
         as_traces(traces)
 
 
-@pytest.mark.parametrize("arguments", [{"target": 0}, {"target": 85}, {"target": math.nan}, {"limit": 0}, {"limit": 2.5}])
+@pytest.mark.parametrize("arguments", [{"target": 0}, {"target": 85}, {"target": math.nan}, {"limit": 0}, {"limit": 2.5}, {"limit": math.nan}])
 def test_bad_settings_are_named(arguments):
     with pytest.raises(ParameterError, match=str(list(arguments.values())[0])):
         clicks_to_target([[0.5]], **arguments)
@@ -101,6 +101,10 @@ def test_bad_settings_are_named(arguments):
 def test_bad_clicks_are_refused(count, reached):
     with pytest.raises(DataError):
         Clicks(np.array(count), np.array(reached), 20)
+
+
+def test_a_whole_float_is_a_limit():
+    assert number_of_clicks([[0.1, 0.9, 0.2]], 0.85, 3.0) == 2.0 and len(iou_curve([[0.2]], 3.0)) == 3
 
 
 def test_errors_are_one_line():

@@ -63,17 +63,22 @@ class Clicks:
             raise DataError(f"counts {np.min(self.count)} to {np.max(self.count)} do not lie in 1 .. {self.limit}, the click limit")
 
 
+def _whole(limit: int) -> int:
+    if not limit >= 1 or limit % 1:
+        raise ParameterError(f"limit {limit} is no number of clicks; give a whole number of at least 1")
+    return int(limit)
+
+
 def clicks_to_target(traces: Traces, target: float = 0.85, limit: int = 20) -> Clicks:
     """The clicks each object took to reach IoU `target` (0 .. 1), at most `limit`; reaching it with click `limit` is a success."""
     if not 0 < target <= 1:
         raise ParameterError(f"target {target} is no IoU to reach; give a fraction in (0, 1], such as 0.85 for 85 %")
-    if int(limit) != limit or limit < 1:
-        raise ParameterError(f"limit {limit} is no number of clicks; give a whole number of at least 1")
+    limit = _whole(limit)
     array = as_traces(traces)[:, :limit]
     hit = array >= target  # NaN compares false
     reached = hit.any(axis=1)
     made = np.isfinite(array).sum(axis=1)
-    return Clicks(np.where(reached, hit.argmax(axis=1) + 1, made), reached, int(limit))
+    return Clicks(np.where(reached, hit.argmax(axis=1) + 1, made), reached, limit)
 
 # %% ../../nbs/metrics/22_clicks.ipynb #5cb85161
 def _complete(clicks: Clicks, target: float) -> Clicks:
@@ -109,9 +114,7 @@ def click_metrics(traces: Traces,
 def iou_curve(traces: Traces, limit: int | None = None) -> np.ndarray:
     """The mean IoU after clicks 1 .. `limit` (default: the longest trace), float64 (limit,); a stopped trace keeps its last IoU."""
     array = as_traces(traces)
-    limit = array.shape[1] if limit is None else limit
-    if int(limit) != limit or limit < 1:
-        raise ParameterError(f"limit {limit} is no number of clicks; give a whole number of at least 1")
+    limit = array.shape[1] if limit is None else _whole(limit)
     last = np.minimum(np.arange(limit)[None], np.isfinite(array).sum(axis=1)[:, None] - 1)
     return np.take_along_axis(array, last, axis=1).mean(axis=0)
 
