@@ -91,7 +91,8 @@ def test_bad_traces_are_named(traces, message):
         as_traces(traces)
 
 
-@pytest.mark.parametrize("arguments", [{"target": 0}, {"target": 85}, {"target": math.nan}, {"limit": 0}, {"limit": 2.5}, {"limit": math.nan}])
+@pytest.mark.parametrize("arguments", [{"target": 0}, {"target": 85}, {"target": math.nan}, {"limit": 0}, {"limit": 2.5},
+                                       {"limit": math.nan}])
 def test_bad_settings_are_named(arguments):
     with pytest.raises(ParameterError, match=str(list(arguments.values())[0])):
         clicks_to_target([[0.5]], **arguments)
