@@ -79,7 +79,7 @@ def _plan_trails(plan: list[PlannedDefect], total: float, size: tuple[int, int],
         return []
     starters = [index for index, defect in enumerate(plan) if defect.kind == AGGLOMERATION]
     if not starters:
-        raise ParameterError("blade trails start at agglomerations, but the share of agglomerations is 0; raise it or set the trails' share to 0")
+        raise ParameterError("blade trails start at agglomerations, whose share is 0; raise it or set the trails' share to 0")
     heights = np.array([plan[index].y for index in starters])
     used, trails, start = np.zeros(len(starters)), [], rng.random()
     for order, area in enumerate(_areas(TRAIL, total, 0.02 * size[0] * size[1], rng)):
@@ -226,7 +226,8 @@ def _draw_crack(canvas: Canvas, planned: PlannedDefect, rng: np.random.Generator
     index, pixel, distance = _discs(points, 2 * float(radii.max()), size)
     q = np.full(size[0] * size[1], np.inf)
     np.minimum.at(q, pixel, distance / radii[index])
-    cover = stamp(points, radii * min(np.partition(q, int(planned.area))[int(planned.area)], 2.0), size)
+    scale = min(np.partition(q, int(planned.area))[int(planned.area)], 2.0)
+    cover = stamp(points, np.maximum(scale * radii, 0.55), size)  # a floor, or the tips would fall into dots
     support = cover > 0.5
     canvas.draw(CRACK, *canvas.place(planned.y, support, rng), support, -rng.uniform(1.2, 2.6) * cover, rng.uniform(0.55, 0.8))
 
@@ -413,7 +414,8 @@ class Foil:
         return photograph(self.height, self.albedo, self.lights, self.rng, self.noise)
 
 
-def draw_foil(planned: Sequence[tuple[int, PlannedDefect]], size: tuple[int, int], rng: np.random.Generator, noise: float = 1.0) -> Foil:
+def draw_foil(planned: Sequence[tuple[int, PlannedDefect]], size: tuple[int, int], rng: np.random.Generator,
+              noise: float = 1.0) -> Foil:
     """A foil of `size` = (height, width) with the `planned` defects on a fresh coating."""
     canvas = draw_defects(planned, size, rng)
     height, albedo = coat(size, rng)
@@ -444,9 +446,9 @@ def annotate(canvas: Canvas, rng: np.random.Generator, coarse: float = 0.5, miss
     annotation = np.zeros_like(canvas.mask)
     for index, (defect, visible) in enumerate(zip(canvas.defects, _visibility(canvas), strict=True)):
         overlooked, generous, brush = rng.random(), rng.random() < coarse, rng.uniform(0.6, 1.4)
-        # The chance falls linearly with the rank, twice the mean for the least visible; above one half it saturates evenly.
-        chance = 0 if defect.kind == CRACK else min(1, 2 * missing * (1 - visible)) if missing <= 0.5 else 1 - 2 * (1 - missing) * visible
-        if defect.area == 0 or overlooked < chance:
+        # Linear in the rank, with mean `missing`, and within 0..1: the least visible are most likely overlooked.
+        chance = 2 * missing * (1 - visible) if missing <= 0.5 else 1 - 2 * (1 - missing) * visible
+        if defect.area == 0 or (defect.kind != CRACK and overlooked < chance):
             continue
         top, left, bottom, right = defect.box
         margin = 1 + round(brush * (0.8 * TRAIL_WIDTH if defect.kind == TRAIL else 2.5)) if generous else 0
@@ -475,16 +477,17 @@ class Foils(Sequence):
     `Sample.meta`: "simulated", "classes", "pixel_size_um", and the functions "truth", "annotation" and "foil".
     """
 
-    def __init__(self, count: int = 26, size: tuple[int, int] = (1920, 1920), seed: int = 0, *, annotation: str = "true", coarse: float = 0.5,
-                 missing: float = 0.3, noise: float = 1.0, shares: Sequence[float] | None = None, view: Callable[[np.ndarray], np.ndarray] = normal_view):
+    def __init__(self, count: int = 26, size: tuple[int, int] = (1920, 1920), seed: int = 0, *, annotation: str = "true",
+                 coarse: float = 0.5, missing: float = 0.3, noise: float = 1.0, shares: Sequence[float] | None = None,
+                 view: Callable[[np.ndarray], np.ndarray] = normal_view):
         if annotation not in ("true", "flawed"):
             raise ParameterError(f"annotation {annotation!r}: valid values are true, flawed")
         if count < 1 or min(size) < 64:
             raise ParameterError(f"{count} foils of {size[1]}x{size[0]} px; give at least 1 foil of at least 64x64 px")
         if noise < 0 or not (0 <= coarse <= 1 and 0 <= missing <= 1):
             raise ParameterError(f"noise={noise}, coarse={coarse}, missing={missing}; noise is at least 0, the shares are from 0 to 1")
-        self.count, self.size, self.seed, self.flawed, self.coarse, self.missing = count, tuple(size), seed, annotation == "flawed", coarse, missing
-        self.noise, self.view = noise, view
+        self.count, self.size, self.seed, self.view = count, tuple(size), seed, view
+        self.flawed, self.coarse, self.missing, self.noise = annotation == "flawed", coarse, missing, noise
         self.plan: list[list[tuple[int, PlannedDefect]]] = [[] for _ in range(count)]
         for index, defect in enumerate(plan_defects(count, self.size, seed, shares)):
             self.plan[defect.item].append((index, defect))
@@ -533,5 +536,5 @@ class Foils(Sequence):
         """One paragraph: what this set is, its sizes, and how many defects of each class were planned."""
         kinds = [defect.kind for entries in self.plan for _, defect in entries]
         counts = ", ".join(f"{kinds.count(kind)} x {FOIL_CLASSES[kind]}" for kind in range(1, len(FOIL_CLASSES)))
-        return (f"simulated foils: {self.count} images of {self.size[1]}x{self.size[0]} px, {PIXEL_SIZE_UM:.0f} um a pixel, seed {self.seed}; {counts}; "
-                f"masks are the {'flawed annotation' if self.flawed else 'truth'}")
+        return (f"simulated foils: {self.count} images of {self.size[1]}x{self.size[0]} px, {PIXEL_SIZE_UM:.0f} um a pixel, "
+                f"seed {self.seed}; {counts}; masks are the {'flawed annotation' if self.flawed else 'truth'}")
