@@ -218,8 +218,8 @@ def stamp(points: np.ndarray, radii: np.ndarray, size: tuple[int, int]) -> np.nd
 
 # %% ../../nbs/data/13_foil.ipynb #d2a5550d
 def _draw_crack(canvas: Canvas, planned: PlannedDefect, rng: np.random.Generator) -> None:
-    half_width = rng.uniform(1.8, 3.2)
-    points, radii = grow_crack(rng, planned.area / (2.3 * half_width), half_width)
+    half_width = rng.uniform(2.4, 4.2)
+    points, radii = grow_crack(rng, planned.area / (3.6 * half_width), half_width)
     limit = np.array(canvas.mask.shape) - 24
     points = (points - points.min(0)) * min(1.0, float((limit / np.ptp(points, 0).clip(1)).min())) + 8
     size = tuple(int(extent) for extent in np.ceil(points.max(0)) + 9)
