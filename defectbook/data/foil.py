@@ -168,11 +168,12 @@ def _draw_cavity(canvas: Canvas, planned: PlannedDefect, rng: np.random.Generato
 
 # %% ../../nbs/data/13_foil.ipynb #15e08b33
 def grow_crack(rng: np.random.Generator, length: float, half_width: float, branching: float = 2.0, wander: float = 0.22,
-               heading: float | None = None, depth: int = 2) -> tuple[np.ndarray, np.ndarray]:
+               heading: float | None = None, depth: int = 2, joined: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """A crack from the origin: points (P, 2) as (y, x) in pixels, 0.7 apart, and half-widths (P,) that taper to the tips.
 
     `branching` is the expected number of side branches of the main path, `wander` the size of its turns in radians,
-    `heading` its direction (random when None), `depth` how often branches may branch again.
+    `heading` its direction (random when None), `depth` how often branches may branch again. The start tapers quickly,
+    unless it is `joined` to another crack.
     """
     heading = rng.uniform(0, 2 * np.pi) if heading is None else heading
     steps = max(int(length / 0.7), 3)
@@ -182,7 +183,8 @@ def grow_crack(rng: np.random.Generator, length: float, half_width: float, branc
         turn = 0.94 * turn + noise  # the pull back to the main direction keeps the crack from curling up
         angles[step] = heading + turn
     points = 0.7 * np.cumsum(np.stack([np.sin(angles), np.cos(angles)], 1), 0)
-    taper = np.sqrt(1 - np.linspace(0, 1, steps) ** 2) * 0.8 + 0.2
+    along = np.linspace(0, 1, steps)
+    taper = np.minimum(np.sqrt(1 - along**2) * 0.8 + 0.2, 1 if joined else 0.25 + 5 * along)
     knots = np.arange(0, steps + 8, 8)
     radii = half_width * taper * np.clip(1 + 0.25 * np.interp(np.arange(steps), knots, rng.standard_normal(len(knots))), 0.5, 1.5)
     parts = [(points, radii)]
@@ -190,7 +192,7 @@ def grow_crack(rng: np.random.Generator, length: float, half_width: float, branc
         at = int(rng.integers(steps // 8, max(7 * steps // 8, steps // 8 + 1)))
         side = angles[at] + rng.choice([-1, 1]) * rng.uniform(0.35, 1.1)
         branch, width = grow_crack(rng, (1 - at / steps) * length * rng.uniform(0.3, 0.8) + 3, radii[at] * 0.65,
-                                   branching / 3, wander, side, depth - 1)
+                                   branching / 3, wander, side, depth - 1, joined=True)
         parts.append((branch + points[at], width))
     return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
@@ -218,8 +220,8 @@ def stamp(points: np.ndarray, radii: np.ndarray, size: tuple[int, int]) -> np.nd
 
 # %% ../../nbs/data/13_foil.ipynb #d2a5550d
 def _draw_crack(canvas: Canvas, planned: PlannedDefect, rng: np.random.Generator) -> None:
-    half_width = rng.uniform(2.4, 4.2)
-    points, radii = grow_crack(rng, planned.area / (3.6 * half_width), half_width)
+    half_width = rng.uniform(2.2, 3.8)
+    points, radii = grow_crack(rng, planned.area / (2.5 * half_width), half_width)
     limit = np.array(canvas.mask.shape) - 24
     points = (points - points.min(0)) * min(1.0, float((limit / np.ptp(points, 0).clip(1)).min())) + 8
     size = tuple(int(extent) for extent in np.ceil(points.max(0)) + 9)
