@@ -82,10 +82,10 @@ def _plan_trails(plan: list[PlannedDefect], total: float, size: tuple[int, int],
         raise ParameterError("blade trails start at agglomerations, whose share is 0; raise it or set the trails' share to 0")
     heights = np.array([plan[index].y for index in starters])
     used, trails, start = np.zeros(len(starters)), [], rng.random()
-    for order, area in enumerate(_areas(TRAIL, total, 0.02 * size[0] * size[1], rng)):
-        length = min(area / TRAIL_WIDTH / size[0], 0.7)
+    for order, area in enumerate(_areas(TRAIL, total, 0.45 * size[0] * TRAIL_WIDTH, rng)):
+        length = 1.2 * area / TRAIL_WIDTH / size[0]  # narrow ones are longer
         # The exponent draws starts upwards: a trail's pixels lie below its start, and the top third should hold its third of them.
-        wanted = (1 - length) * ((start + order * 0.6180339887) % 1) ** 1.35
+        wanted = (1 - length) * ((start + order * 0.6180339887) % 1) ** 1.2
         chosen = int(np.argmin(np.abs(heights - wanted) + used + (heights > 1 - length)))
         used[chosen] += 0.2
         parent = plan[starters[chosen]]

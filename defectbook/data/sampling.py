@@ -192,13 +192,13 @@ def choose_equal_pixels(candidates: Candidates, count: int, rng: np.random.Gener
         candidates.containing(kind)
     pool = np.flatnonzero(candidates.counts[:, kinds].any(1))  # windows without these classes are never needed
     pixels = candidates.counts[pool][:, kinds].astype(np.float64)
-    times = _round_best(_programme(pixels, count, 0.6 * tolerance, repeats), pixels, count)
-    if times is None or _spread(times @ pixels) > tolerance:
-        times = _programme(pixels, count, 0.999 * tolerance, repeats, whole=True)
-    if times is None or _spread(np.rint(times) @ pixels) > tolerance:
-        raise DataError(f"found no {count} of {len(pool)} windows with equal pixels within {tolerance:.0%}, each taken at most {repeats} "
-                        "time(s); ask for fewer windows, a smaller spacing or more repeats")
-    return rng.permutation(np.repeat(pool, np.rint(times).astype(np.int64)))
+    for margin in (0.6, 1.0):
+        x = _relaxed(pixels, count, margin * tolerance, repeats)
+        times = _exchanged(_rounded(x, pixels, count), pixels, tolerance, repeats) if x is not None else None
+        if times is not None and _spread(times @ pixels) <= tolerance:
+            return rng.permutation(np.repeat(pool, times))
+    raise DataError(f"found no {count} of {len(pool)} windows with equal pixels within {tolerance:.0%}, each taken at most {repeats} time(s); "
+                    "ask for another number of windows, a smaller spacing or more repeats")
 
 
 def _spread(sums: np.ndarray) -> float:
@@ -206,31 +206,43 @@ def _spread(sums: np.ndarray) -> float:
     return float((sums.max() - sums.min()) / sums.max()) if sums.max() > 0 else np.inf
 
 
-def _programme(pixels: np.ndarray, count: int, margin: float, repeats: int, whole: bool = False) -> np.ndarray | None:
-    """The optimum x (M,) in 0..repeats of the linear programme, a vertex, or of the whole-number one; None when there is none."""
+def _relaxed(pixels: np.ndarray, count: int, margin: float, repeats: int) -> np.ndarray | None:
+    """The real-valued optimum x (M,) in 0..repeats of the programme, a vertex; None when there is none."""
     number, kinds = pixels.shape
     scaled = pixels.T / pixels.max()
     upper = np.block([[scaled, -np.ones((kinds, 1))], [-scaled, np.full((kinds, 1), 1 - margin)]])
     # Dual simplex ends at a vertex; an interior point would leave thousands of windows undecided.
-    # The whole-number search may stop within a tenth of the optimum, since the tolerance is what matters.
     found = linprog(np.append(np.zeros(number), -1), upper, np.zeros(2 * kinds), np.append(np.ones(number), 0)[None], [count],
-                    bounds=[(0, repeats)] * number + [(0, None)], method="highs" if whole else "highs-ds",
-                    integrality=np.append(np.ones(number), 0) if whole else None,
-                    options={"time_limit": 20.0, "mip_rel_gap": 0.1} if whole else {})
-    return found.x[:-1] if found.x is not None else None
+                    bounds=[(0, repeats)] * number + [(0, None)], method="highs-ds")
+    return found.x[:-1] if found.success else None
 
 
-def _round_best(x: np.ndarray | None, pixels: np.ndarray, count: int) -> np.ndarray | None:
-    """Whole numbers near x (M,) that sum to `count` and make the class sums as equal as possible; None when x is None."""
-    if x is None:
-        return None
+def _rounded(x: np.ndarray, pixels: np.ndarray, count: int) -> np.ndarray:
+    """Whole numbers beside x (M,) that sum to `count`, with the undecided ones rounded so that the class sums are as equal as possible."""
     times = np.floor(x + 1e-6).astype(np.int64)
     undecided = np.flatnonzero(np.abs(x - np.rint(x)) > 1e-6)
-    missing = count - int(times.sum())
-    if not 0 <= missing <= len(undecided):
-        return None
+    missing = min(max(count - int(times.sum()), 0), len(undecided))
     best = min(itertools.combinations(undecided, missing), key=lambda raised: _spread(times @ pixels + pixels[list(raised)].sum(0)))
     times[list(best)] += 1
+    return times
+
+
+def _exchanged(times: np.ndarray, pixels: np.ndarray, tolerance: float, repeats: int) -> np.ndarray:
+    """`times` (M,) after at most 50 exchanges of one window for another, each the most levelling one of a few hundred thousand."""
+    for _ in range(50):
+        sums = times @ pixels
+        if _spread(sums) <= tolerance:
+            break
+        taken, spare = np.flatnonzero(times), np.flatnonzero(times < repeats)
+        taken, spare = taken[::len(taken) // 64 + 1], spare[::len(spare) // 4000 + 1]
+        changed = (sums - pixels[taken])[:, None] + pixels[spare]
+        spreads = 1 - changed.min(-1) / changed.max(-1).clip(1)
+        spreads[changed.max(-1) <= 0] = np.inf
+        out, into = np.unravel_index(spreads.argmin(), spreads.shape)
+        if spreads[out, into] >= _spread(sums):
+            break
+        times[taken[out]] -= 1
+        times[spare[into]] += 1
     return times
 
 # %% ../../nbs/data/16_sampling.ipynb #2ab5a46d
