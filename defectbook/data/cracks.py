@@ -6,16 +6,15 @@
 __all__ = ['crack_coverage', 'simulate_cracks']
 
 # %% ../../nbs/data/17_cracks.ipynb #1bc8b394
-import math
-
 import numpy as np
 
 from ..core import DataError, ParameterError
 from .foil import grow_crack, stamp
 
 # %% ../../nbs/data/17_cracks.ipynb #9240b8df
-def crack_coverage(size: tuple[int, int], rng: np.random.Generator, cracks: tuple[int, int] = (1, 3), length: tuple[float, float] = (0.25, 0.8),
-                   width: tuple[float, float] = (0.008, 0.02), branching: float = 2.0) -> np.ndarray:
+def crack_coverage(size: tuple[int, int], rng: np.random.Generator, cracks: tuple[int, int] = (1, 3),
+                   length: tuple[float, float] = (0.25, 0.8), width: tuple[float, float] = (0.008, 0.02),
+                   branching: float = 2.0) -> np.ndarray:
     """How far cracks cover each pixel, float32 `size` in 0..1.
 
     `cracks`: fewest and most. `length`, `width`: ranges, as shares of the shorter side (a width is at least 1.2 pixels).

@@ -309,7 +309,7 @@ def surface_normals(height: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/data/13_foil.ipynb #f6be4c57
 def line_lights(count: int = 4, polar: float = 55.0, azimuth: float = 45.0) -> np.ndarray:
-    """Unit directions float64 (count, 3) towards `count` lights, evenly spaced from `azimuth`, at angle `polar` from the camera axis (degrees).
+    """Unit directions float64 (count, 3) towards `count` lights, evenly spaced from `azimuth`, `polar` off the camera axis (degrees).
 
     x to the right, y down, z towards the camera. The defaults are the rig of the FOIL thesis, section 3.1.
     """
@@ -522,7 +522,7 @@ class Foils(Sequence):
     def truth(self, item: int) -> np.ndarray:
         """The true mask of item `item`, uint8 (H, W); drawn without its coating unless the foil is at hand."""
         if item in self._recent:
-            return self._recent[item].mask
+            return self._recent[item].mask.copy()
         return draw_defects(self.plan[item], self.size, generator(self.seed, f"foil {item}")).mask
 
     def annotation(self, item: int) -> np.ndarray:

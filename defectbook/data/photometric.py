@@ -32,7 +32,7 @@ def light_inverse(lights: np.ndarray) -> np.ndarray:
 # %% ../../nbs/data/14_photometric.ipynb #28e80639
 @dataclass(frozen=True)
 class Surface:
-    """What photometric stereo finds: unit `normals` float32 (H, W, 3), `albedo` float32 (H, W), `shadows` uint8 (H, W), `reliable` bool (H, W).
+    """What photometric stereo finds: unit `normals` float32 (H, W, 3), `albedo` float32, `shadows` uint8, `reliable` bool (H, W).
 
     `shadows` counts the lamps in shadow at a pixel; `reliable` is where at least three others determine the normal. Where all
     captures are black the normal is level (0, 0, 1), the albedo 0, and the pixel unreliable.
@@ -45,10 +45,11 @@ class Surface:
 
 
 def photometric_stereo(captures: np.ndarray, lights: np.ndarray, shadow: float = 0.1) -> Surface:
-    """Normals and albedo from `captures` (n, H, W), uint8 or float, under `lights` (n, 3) unit directions (x right, y down, z to the camera).
+    """Normals and albedo from `captures` (n, H, W), uint8 or float, under unit directions `lights` (n, 3).
 
-    A lamp counts as shadowed at a pixel where its capture is below `shadow` times the pixel's mean; it is then left out if
-    enough lamps remain. `shadow=0` trusts every capture. The albedo is in units of the captures.
+    Directions are x right, y down, z to the camera. A lamp counts as shadowed at a pixel where its capture is below `shadow`
+    times the pixel's mean; it is then left out if enough lamps remain. `shadow=0` trusts every capture. The albedo is in units
+    of the captures.
     Raises `DataError` when captures and lights do not match, `ParameterError` when the lights do not determine a normal.
     """
     captures, lights = np.asarray(captures), np.asarray(lights, np.float64)
@@ -71,7 +72,7 @@ def photometric_stereo(captures: np.ndarray, lights: np.ndarray, shadow: float =
 
 
 def _solve_without_dark(scaled: np.ndarray, observed: np.ndarray, lights: np.ndarray, dark: np.ndarray) -> np.ndarray:
-    """Solve again, in `scaled` (3, H * W), the pixels with `dark` (n, H * W) lamps from their others; where that is possible, bool (H * W,)."""
+    """Solve again, in `scaled` (3, H * W), the pixels with `dark` (n, H * W) lamps; where the rest suffice, bool (H * W,)."""
     reliable = np.ones(scaled.shape[1], bool)
     pixels = np.flatnonzero(dark.any(0))
     # Pixels with the same lamps in shadow share one pseudo-inverse; few of the patterns occur.

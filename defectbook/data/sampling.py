@@ -86,7 +86,7 @@ def _read_rows(sample: Sample, what: str, part: int, share: float, region: str) 
 # %% ../../nbs/data/16_sampling.ipynb #7873f3a4
 @dataclass(frozen=True)
 class Candidates:
-    """Windows of `size` x `size` pixels to choose from: `windows` int32 (M, 3) as (item, top, left), `counts` int64 (M, C) pixels of each class."""
+    """Windows to choose from, `size` pixels a side: `windows` int32 (M, 3) as (item, top, left), `counts` int64 (M, C) pixels a class."""
 
     windows: np.ndarray
     counts: np.ndarray
@@ -121,7 +121,8 @@ def _jittered(length: int, other: int, size: int, spacing: int, rng: np.random.G
     return ((index + rng.random(cells)) * ((length - size + 1) / cells[axis])).astype(np.int64)
 
 
-def candidate_windows(masks: Iterable[np.ndarray], classes: Sequence[str], rng: np.random.Generator, size: int = 256, spacing: int = 32) -> Candidates:
+def candidate_windows(masks: Iterable[np.ndarray], classes: Sequence[str], rng: np.random.Generator, size: int = 256,
+                      spacing: int = 32) -> Candidates:
     """Jittered windows over all `masks` (index masks (H, W), read one at a time) with their class counts.
 
     Raises `DataError` for a mask smaller than the window or with values that are no class index (listed with their counts).
@@ -132,7 +133,8 @@ def candidate_windows(masks: Iterable[np.ndarray], classes: Sequence[str], rng: 
     for item, mask in enumerate(masks):
         height, width = mask.shape
         if min(height, width) < size:
-            raise DataError(f"mask {item}: a patch of {size}x{size} px is larger than the region of {width}x{height} px; use smaller patches")
+            raise DataError(f"mask {item}: a patch of {size}x{size} px is larger than the region of {width}x{height} px; "
+                            "use smaller patches")
         if mask.max() >= len(classes):
             values, numbers = np.unique(mask[mask >= len(classes)], return_counts=True)
             listed = ", ".join(f"{value} x {number}" for value, number in zip(values.tolist(), numbers.tolist(), strict=True))
@@ -163,7 +165,7 @@ def choose_oversampled(candidates: Candidates, count: int, rng: np.random.Genera
 
 
 def choose_equal_samples(candidates: Candidates, count: int, rng: np.random.Generator, kinds: Sequence[int] | None = None) -> np.ndarray:
-    """`count` windows, as many drawn for each of `kinds` (default: all defect classes), give or take one when `count` does not divide evenly."""
+    """`count` windows, as many drawn for each of `kinds` (default: all defect classes), give or take one."""
     kinds = range(1, len(candidates.classes)) if kinds is None else kinds
     shares = [count // len(kinds) + (position < count % len(kinds)) for position in range(len(kinds))]
     return np.concatenate([_draw(candidates.containing(kind), share, rng) for kind, share in zip(kinds, shares, strict=True)])
@@ -182,11 +184,12 @@ def choose_equal_pixels(candidates: Candidates, count: int, rng: np.random.Gener
                         kinds: Sequence[int] | None = None) -> np.ndarray:
     """`count` windows in which the pixel sums of `kinds` (default: all defect classes) differ by at most `tolerance` of the largest.
 
-    This is the Equal Pixels set of FOIL section 3.3. Among such sets, one with (nearly) the most defect pixels; no window is taken more than `repeats` times.
+    This is the Equal Pixels set of FOIL section 3.3. Among such sets, one with (nearly) the most defect pixels;
+    no window is taken more than `repeats` times.
     The order is random. Raises `DataError` naming the class that no window contains, or when no such set exists.
     """
     if not 0 < tolerance < 1 or repeats < 1 or count < 1:
-        raise ParameterError(f"count={count}, tolerance={tolerance}, repeats={repeats}; give a tolerance between 0 and 1 and at least 1 of the others")
+        raise ParameterError(f"count={count}, tolerance={tolerance}, repeats={repeats}; give a tolerance in 0..1 and the others at least 1")
     kinds = list(range(1, len(candidates.classes)) if kinds is None else kinds)
     for kind in kinds:
         candidates.containing(kind)
@@ -197,8 +200,8 @@ def choose_equal_pixels(candidates: Candidates, count: int, rng: np.random.Gener
         times = _exchanged(_rounded(x, pixels, count), pixels, tolerance, repeats) if x is not None else None
         if times is not None and _spread(times @ pixels) <= tolerance:
             return rng.permutation(np.repeat(pool, times))
-    raise DataError(f"found no {count} of {len(pool)} windows with equal pixels within {tolerance:.0%}, each taken at most {repeats} time(s); "
-                    "ask for another number of windows, a smaller spacing or more repeats")
+    raise DataError(f"found no {count} of {len(pool)} windows with equal pixels within {tolerance:.0%}, each taken at most "
+                    f"{repeats} time(s); ask for another number of windows, a smaller spacing or more repeats")
 
 
 def _spread(sums: np.ndarray) -> float:
@@ -247,7 +250,7 @@ def _exchanged(times: np.ndarray, pixels: np.ndarray, tolerance: float, repeats:
 
 # %% ../../nbs/data/16_sampling.ipynb #2ab5a46d
 def seen_share(masks: Iterable[np.ndarray], windows: np.ndarray, size: int, classes: int) -> np.ndarray:
-    """The share of each class's pixels, float64 (classes,), that lies in at least one of `windows` (N, 3); NaN for a class without pixels."""
+    """The share of each class's pixels, float64 (classes,), that lies in at least one of `windows` (N, 3); NaN if it has none."""
     seen, every = np.zeros(classes), np.zeros(classes)
     for item, mask in enumerate(masks):
         edges = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.int32)
@@ -273,8 +276,8 @@ class PatchStream:
     """
 
     def __init__(self, images: Sequence[np.ndarray], masks: Sequence[np.ndarray], classes: Sequence[str],
-                 choose: Callable[[Candidates, int, np.random.Generator], np.ndarray] = choose_uniform, *, batch: int = 16, refresh: int = 88,
-                 size: int = 256, spacing: int = 32, seed: int = 0):
+                 choose: Callable[[Candidates, int, np.random.Generator], np.ndarray] = choose_uniform, *, batch: int = 16,
+                 refresh: int = 88, size: int = 256, spacing: int = 32, seed: int = 0):
         if batch < 1 or refresh < 1:
             raise ParameterError(f"batch={batch}, refresh={refresh}; both are at least 1")
         if len(images) != len(masks):
