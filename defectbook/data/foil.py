@@ -66,7 +66,8 @@ def plan_defects(count: int, size: tuple[int, int], seed: int, shares: Sequence[
     rng, pixels = generator(seed, "foil plan"), count * size[0] * size[1]
     plan: list[PlannedDefect] = []
     for kind in (AGGLOMERATION, CRACK, CAVITY):
-        areas = _areas(kind, shares[kind] * pixels, 0.05 * size[0] * size[1], rng) if shares[kind] > 0 else []
+        largest = 8 * min(size) if kind == CRACK else 0.05 * size[0] * size[1]  # a crack must fit by its length
+        areas = _areas(kind, shares[kind] * pixels, largest, rng) if shares[kind] > 0 else []
         start = rng.random()
         for order, area in enumerate(areas):
             plan.append(PlannedDefect(kind, float(area), int(rng.integers(count)), (start + order * 0.6180339887) % 1))
@@ -86,8 +87,8 @@ def _plan_trails(plan: list[PlannedDefect], total: float, size: tuple[int, int],
         length = 1.2 * area / TRAIL_WIDTH / size[0]  # narrow ones are longer
         # The exponent draws starts upwards: a trail's pixels lie below its start, and the top third should hold its third of them.
         wanted = (1 - length) * ((start + order * 0.6180339887) % 1) ** 1.2
-        chosen = int(np.argmin(np.abs(heights - wanted) + used + (heights > 1 - length)))
-        used[chosen] += 0.2
+        chosen = int(np.argmin(np.abs(heights - wanted) + used + 3 * (heights > 1 - length)))
+        used[chosen] += 1  # a second trail only where all agglomerations with room have one
         parent = plan[starters[chosen]]
         trails.append(PlannedDefect(TRAIL, float(area), parent.item, parent.y, starters[chosen]))
     return trails
@@ -236,7 +237,8 @@ def _draw_crack(canvas: Canvas, planned: PlannedDefect, rng: np.random.Generator
 # %% ../../nbs/data/13_foil.ipynb #b7e49834
 def _draw_trail(canvas: Canvas, planned: PlannedDefect, start: Defect, rng: np.random.Generator) -> None:
     height, width = canvas.mask.shape
-    top, centre = (start.box[0] + start.box[2]) // 2, (start.box[1] + start.box[3]) / 2
+    top = (start.box[0] + start.box[2]) // 2
+    centre = (start.box[1] + start.box[3]) / 2 + rng.uniform(-0.2, 0.2) * (start.box[3] - start.box[1])
     room = height - top
     half = max(rng.uniform(0.75, 1.25) * TRAIL_WIDTH, 1.02 * planned.area / (0.9 * room)) / 2
     knots = np.arange(0, room + 48, 48)
