@@ -91,7 +91,7 @@ def execute(chapter: str, around: bytes) -> float:
     target.parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     if not kept.is_file():
-        client = NotebookClient(notebook, timeout=SECONDS_A_NOTEBOOK, kernel_name="python3", skip_cells_with_tag="skip-execution",
+        client = NotebookClient(notebook, timeout=SECONDS_A_NOTEBOOK, kernel_name="python3", extra_arguments=["--IPKernelApp.log_level=40"], skip_cells_with_tag="skip-execution",
                                 resources={"metadata": {"path": str((ROOT / chapter).parent)}})
         client.execute()
         for cell in notebook.cells:  # progress bars and warnings belong to the log, not to the page
@@ -127,11 +127,12 @@ def build(landing: str, parts: list[tuple[str, list[str]]]) -> Path:
     (source / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False))
     shutil.copytree(ROOT / "tools" / "static", source / "_static", dirs_exist_ok=True)
     # -n reports references that lead nowhere, -W turns warnings into errors.
-    done = subprocess.run([sys.executable, "-m", "jupyter_book.cli.main", "build", str(source), "--path-output", str(BOOK), "-n", "-W",
-                           "--keep-going"])
-    if done.returncode:
+    page = BOOK / "_build" / "html" / "index.html"
+    page.unlink(missing_ok=True)
+    command = [Path(sys.executable).with_name("jupyter-book"), "build", source, "--path-output", BOOK, "-n", "-W", "--keep-going"]
+    if subprocess.run([str(word) for word in command]).returncode or not page.is_file():
         sys.exit("tools/book.py: jupyter-book reported warnings or errors; the first one above names the page")
-    return BOOK / "_build" / "html" / "index.html"
+    return page
 
 
 def main() -> None:
