@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -72,11 +71,12 @@ TextureSource = Callable[[tuple[int, int], np.random.Generator], np.ndarray]
 
 def clouds(shape: tuple[int, int], rng: np.random.Generator, cells: int = 3, octaves: int = 4) -> np.ndarray:
     """Octaves of Perlin noise, each of twice the frequency and half the height: float32 (H, W), about -1..1."""
-    total = np.zeros(shape, np.float32)
+    coarse = max(4, shape[0] // 2), max(4, shape[1] // 2)  # half the size shows as much and costs a quarter
+    total = np.zeros(coarse, np.float32)
     for octave in range(octaves):
-        grid = [max(1, min(cells << octave, side // 2)) for side in shape]
-        total += perlin_noise(shape, (grid[0], grid[1]), rng) / 2 ** octave
-    return total
+        grid = [min(cells << octave, side // 2) for side in coarse]
+        total += perlin_noise(coarse, (grid[0], grid[1]), rng) / 2 ** octave
+    return cv2.resize(total, shape[::-1], interpolation=cv2.INTER_LINEAR)
 
 
 def _waves(shape: tuple[int, int], rng: np.random.Generator, bend: float) -> np.ndarray:
@@ -233,8 +233,8 @@ def invert(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def stretch(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Each channel's range stretched to 0..255."""
-    low, high = image.min(axis=(0, 1)).astype(np.float32), image.max(axis=(0, 1)).astype(np.float32)
-    return look_up(image, 255 * (GREYS[:, None] - low) / np.maximum(high - low, 1))
+    ranges = np.array([cv2.minMaxLoc(channel)[:2] for channel in cv2.split(image)])
+    return look_up(image, 255 * (GREYS[:, None] - ranges[:, 0]) / np.maximum(ranges[:, 1] - ranges[:, 0], 1))
 
 
 def equalise(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -256,8 +256,8 @@ class Draem(DefectKind):
     """DRAEM's anomalies: thresholded Perlin noise filled with a changed foreign texture (Zavrtanik et al., ICCV 2021).
 
     textures: any callable (shape, rng) -> uint8 (H, W, 3); generated ones by default. scales: (least, greatest) exponent of two of the
-    number of noise cells. threshold: of the noise. opacity: (low, high) of 1 - beta. changes: how many of `CHANGES` a texture passes through.
-    match_grey: make the texture grey on a grey image.
+    number of noise cells. threshold: of the noise. opacity: (low, high) of 1 - beta. changes: how many of `CHANGES` a texture passes
+    through. match_grey: make the texture grey on a grey image.
     """
 
     textures: TextureSource = field(default_factory=GeneratedTextures)
@@ -267,10 +267,8 @@ class Draem(DefectKind):
     changes: int = 3
     match_grey: bool = True
 
-    smallest: ClassVar[int] = 16
-
     def __post_init__(self):
-        check_options(self, scales=(0, 10), threshold=(-1, 0.9), opacity=(0.05, 1), changes=(0, len(CHANGES)))
+        check_options(self, ("scales", "changes"), scales=(0, 10), threshold=(-1, 0.9), opacity=(0.05, 1), changes=(0, len(CHANGES)))
         if not callable(self.textures):
             raise ParameterError(f"textures={self.textures!r} is no texture source; use TextureFolder(folder) or GeneratedTextures()")
 
@@ -280,6 +278,8 @@ class Draem(DefectKind):
         if not support.any():  # drawn again before a texture is made
             return image, support, "draem"
         texture = self.textures(shape, rng)
+        if texture.dtype != np.uint8 or texture.shape != image.shape:
+            raise DataError(f"the texture source gave {texture.dtype} {texture.shape}, expected uint8 {image.shape}; mend {self.textures!r}")
         for index in rng.permutation(len(CHANGES))[:self.changes]:
             texture = CHANGES[index](texture, rng)
         if self.match_grey and is_grey(image):
