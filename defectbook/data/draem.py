@@ -279,7 +279,7 @@ class Draem(DefectKind):
             return image, support, "draem"
         texture = self.textures(shape, rng)
         if texture.dtype != np.uint8 or texture.shape != image.shape:
-            raise DataError(f"the texture source gave {texture.dtype} {texture.shape}, expected uint8 {image.shape}; mend {self.textures!r}")
+            raise DataError(f"the texture source gave {texture.dtype} {texture.shape}, expected uint8 {image.shape}; mend the source")
         for index in rng.permutation(len(CHANGES))[:self.changes]:
             texture = CHANGES[index](texture, rng)
         if self.match_grey and is_grey(image):
