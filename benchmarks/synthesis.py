@@ -2,10 +2,10 @@
 
     python benchmarks/synthesis.py [--peers] [--quick]
 
-One JSON object a line. The obvious way works on whole float64 frames, takes Perlin noise from four arrays of repeated gradients, jitters and
-pastes with Pillow (with torchvision's ColorJitter under --peers), and finds the mask by differencing. `agree` is, for the noise, the largest
-difference; for a kind, whether every mask of ours is exactly the set of changed pixels. The floor is a copy and a difference of one image. One
-thread.
+One JSON object a line. The obvious way works on whole float64 frames, takes Perlin noise from four arrays of repeated gradients,
+jitters and pastes with Pillow (with torchvision's ColorJitter under --peers), and finds the mask by differencing. `agree` is, for the
+noise, the largest difference; for a kind, whether every mask of ours is exactly the set of changed pixels. The floor is a copy and a
+difference of one image. One thread.
 """
 
 import argparse
@@ -87,7 +87,8 @@ def obvious_scar(image, rng, jitter):
     picture = Image.fromarray(image)
     width, height = int(rng.uniform(2, 16)), int(rng.uniform(10, 25))
     left, top = int(rng.uniform(0, SIDE - width)), int(rng.uniform(0, SIDE - height))
-    patch = jitter(picture.crop((left, top, left + width, top + height)), 0.1, rng).convert("RGBA").rotate(rng.uniform(-45, 45), expand=True)
+    patch = jitter(picture.crop((left, top, left + width, top + height)), 0.1, rng)
+    patch = patch.convert("RGBA").rotate(rng.uniform(-45, 45), expand=True)
     picture.paste(patch, (int(rng.uniform(0, SIDE - patch.width)), int(rng.uniform(0, SIDE - patch.height))), patch.getchannel("A"))
     after = np.asarray(picture)
     return after, difference(image, after)
@@ -121,7 +122,8 @@ def compare(case, ours, reference, floor, agree, rounds, repeats):
     times = [[seconds(function, repeats) for function in (ours, reference, floor)] for _ in range(rounds)]
     mine, other, least = (min(column) for column in zip(*times, strict=True))
     print(json.dumps({"case": case, "ours_seconds": round(mine, 7), "reference_seconds": round(other, 7),
-                      "floor_seconds": round(least, 7), "ratio": round(other / mine, 2), "agree": agree, "images_per_second": round(1 / mine)}), flush=True)
+                      "floor_seconds": round(least, 7), "ratio": round(other / mine, 2), "agree": agree,
+                      "images_per_second": round(1 / mine)}), flush=True)
 
 
 def main():
