@@ -538,7 +538,12 @@ def two_epochs(loader):
              zlib.crc32(batch["mask"].numpy().tobytes())) for _ in range(2) for batch in loader]
 
 
-@pytest.mark.parametrize("start", ["spawn", "fork"])
+def test_forked_workers_are_refused():
+    with pytest.raises(ParameterError, match="start='fork' does not start workers safely"):
+        make_loader(SyntheticDefects(normal_samples(), Pros()), batch_size=2, workers=1, start="fork")
+
+
+@pytest.mark.parametrize("start", ["spawn", "forkserver"])
 def test_workers_deliver_the_same_bytes(start, tmp_path):
     mixer = equal_parts("cutpaste", "scar", "manual", draem=Draem(textures=TextureFolder(texture_folder(tmp_path), side=48)))
     data = SyntheticDefects(normal_samples(), mixer, seed=9, length=10)

@@ -187,13 +187,16 @@ def _single_thread(worker: int) -> None:
     cv2.setNumThreads(1)
 
 
-def make_loader(data: SyntheticDefects, batch_size: int, workers: int = 0, shuffle: bool = True, start: str | None = None, epoch: int = 0):
+def make_loader(data: SyntheticDefects, batch_size: int, workers: int = 0, shuffle: bool = True, start: str = "spawn", epoch: int = 0):
     """A `torch.utils.data.DataLoader` over `data` whose n-th pass is epoch `epoch` + n; batches do not depend on `workers`.
 
-    start: how workers are started, "spawn", "fork" or "forkserver"; None for the platform's habit. epoch: where a resumed run goes on.
+    start: how workers are started, "spawn" or "forkserver"; "fork" is refused (`ParameterError`), since OpenCV's threads do not survive it and
+    a worker may wait for them for ever. epoch: where a resumed run goes on.
     """
     from torch.utils.data import DataLoader
 
+    if start not in ("spawn", "forkserver"):
+        raise ParameterError(f"start={start!r} does not start workers safely; use 'spawn' or 'forkserver'")
     sampler = EpochSampler(len(data), data.seed, shuffle, epoch)
     return DataLoader(data, batch_size, sampler=sampler, num_workers=workers, worker_init_fn=_single_thread if workers else None,
                       persistent_workers=workers > 0, multiprocessing_context=start if workers else None)
