@@ -20,9 +20,11 @@ def imports(path: Path) -> list[str]:
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import; write the whole name"
-            names += [f"{node.module}.*" if alias.name == "*" else node.module for alias in node.names]
-            if node.module == "defectbook":
+            # nbdev turns the notebooks' absolute imports into relative ones; here they are made whole again.
+            package = ("defectbook", *path.relative_to(PACKAGE).parts)[:-node.level] if node.level else ()
+            module = ".".join([*package, *([node.module] if node.module else [])])
+            names += [f"{module}.*" if alias.name == "*" else module for alias in node.names]
+            if module == "defectbook":
                 names += [f"defectbook.{alias.name}" for alias in node.names]
     return names
 

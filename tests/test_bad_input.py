@@ -130,7 +130,9 @@ def test_other_image_modes_are_read_right(mode, mvtec_tree) -> None:
 def test_weights_with_another_hash(tmp_path, monkeypatch) -> None:
     real = find_weights("efficientnet_lite0")
     wrong = tmp_path / real.name
-    wrong.write_bytes(real.read_bytes()[:-1] + b"\0")
+    content = bytearray(real.read_bytes())
+    content[len(content) // 2] ^= 1
+    wrong.write_bytes(content)
     with pytest.raises(WeightsError, match=r"sha256 is [0-9a-f]{16}\.\.\., expected 579344248a93e230"):
         find_weights("efficientnet_lite0", wrong)
     monkeypatch.setenv("DEFECTBOOK_WEIGHTS", str(tmp_path))  # an explicit folder is not passed over in silence

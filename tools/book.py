@@ -91,8 +91,8 @@ def execute(chapter: str, around: bytes) -> float:
     target.parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     if not kept.is_file():
-        client = NotebookClient(notebook, timeout=SECONDS_A_NOTEBOOK, kernel_name="python3", extra_arguments=["--IPKernelApp.log_level=40"], skip_cells_with_tag="skip-execution",
-                                resources={"metadata": {"path": str((ROOT / chapter).parent)}})
+        client = NotebookClient(notebook, timeout=SECONDS_A_NOTEBOOK, kernel_name="python3", extra_arguments=["--IPKernelApp.log_level=40"],
+                                skip_cells_with_tag="skip-execution", resources={"metadata": {"path": str((ROOT / chapter).parent)}})
         client.execute()
         for cell in notebook.cells:  # progress bars and warnings belong to the log, not to the page
             if cell.cell_type == "code":
