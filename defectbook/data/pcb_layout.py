@@ -299,6 +299,12 @@ def _stub(router: Router, pad: int, length: float) -> list[Point]:
     return [(p.x, p.y), (p.x + ex * reach, p.y + ey * reach)]
 
 
+def _doubles_back(points: Sequence[Point]) -> bool:
+    """Whether some piece turns by more than a right angle."""
+    steps = [(bx - ax, by - ay) for (ax, ay), (bx, by) in zip(points, points[1:], strict=False)]
+    return any(ux * vx + uy * vy < 0 for (ux, uy), (vx, vy) in zip(steps, steps[1:], strict=False))
+
+
 def connect(router: Router, first: int, second: int, width: float) -> bool:
     """Route a trace between two pads by the first of the `bends` that is free; their nets become one."""
     nets = router.nets[first], router.nets[second]
@@ -309,7 +315,7 @@ def connect(router: Router, first: int, second: int, width: float) -> bool:
     ways = bends(start[-1], end[-1])
     for i in router.rng.permutation(len(ways)):
         points = [*start[:-1], *ways[i], *end[:-1][::-1]]
-        if router.is_free(points, width, nets):
+        if not _doubles_back(points) and router.is_free(points, width, nets):
             router.draw(points, width, nets[0])
             router.owner[router.owner == nets[1]] = nets[0]
             router.nets = [nets[0] if net == nets[1] else net for net in router.nets]
@@ -373,12 +379,12 @@ def _parts(rng: np.random.Generator, area: float) -> list[Footprint]:
         parts.append(mounting_hole(rng))
     if character < 0.4:
         parts.append(four_sides(rng, int(rng.integers(5, 11))))
-    for _ in range(rng.poisson(1.3 * area)):
+    for _ in range(rng.poisson(1.6 * area)):
         parts.append(two_rows(rng, int(rng.integers(4, 9))))
     if character > 0.4:
         parts.append(header(rng, int(rng.integers(3, 9))))
     parts += [drilled_pair(rng) for _ in range(rng.poisson(0.8 * area))]
-    parts += [chip(rng) for _ in range(rng.poisson(9 * area))]
+    parts += [chip(rng) for _ in range(rng.poisson(12 * area))]
     parts += [round_land(rng) for _ in range(1 + rng.poisson(5 * area))]
     return [part.turned() if rng.random() < 0.5 else part for part in parts]
 
