@@ -18,6 +18,9 @@ from ..core import ParameterError, unknown
 from .pcb_layout import Layout, Marking, Pad, Point, design_board
 
 # %% ../../nbs/data/12b_pcb_boards.ipynb #a7666330
+SUPERSAMPLING = 2  # drawings are rasterised this much larger than the image
+
+
 @dataclass
 class Layers:
     """What lies on a board, one coverage map a material: uint8 (H, W), 255 is full cover.
@@ -64,9 +67,6 @@ def random_pose(rng: np.random.Generator) -> Pose:
     return Pose(rng.uniform(-1, 1), tuple(rng.uniform(-5, 5, 2)), rng.uniform(0.985, 1.015))
 
 # %% ../../nbs/data/12b_pcb_boards.ipynb #11977123
-SUPERSAMPLING = 2
-
-
 def _fixed(points: Sequence[Point]) -> np.ndarray:
     """Layout coordinates on the supersampled canvas, as OpenCV wants them."""
     return np.round(np.asarray(points, float) * SUPERSAMPLING + (SUPERSAMPLING - 1) / 2).astype(np.int32)
