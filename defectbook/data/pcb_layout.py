@@ -212,6 +212,11 @@ class CopperMap:
             met[met == net] = 0
         return not met.any()
 
+    def met(self, points: Sequence[Point], width: float, nets: Sequence[int]) -> int:
+        """How many pixels of `nets` lie within a trace and its gaps."""
+        window, swath = self.swath(points, width + 2 * self.gap)
+        return int(np.isin(self.owner[window][swath > 0], nets).sum())
+
     def extent(self, pad: Pad, around: float = 0.0) -> tuple[slice, slice]:
         w, h = pad.width / 2, pad.height / 2
         return self.window((pad.x - w, pad.y - h), (pad.x + w, pad.y + h), around)
@@ -312,10 +317,13 @@ def connect(router: Router, first: int, second: int, width: float) -> bool:
         return False
     stub = width + router.gap
     start, end = _stub(router, first, stub), _stub(router, second, stub)
+    beside = 2 * stub + sum(max(router.pads[pad].width, router.pads[pad].height) / 2 for pad in (first, second))
     ways = bends(start[-1], end[-1])
     for i in router.rng.permutation(len(ways)):
         points = [*start[:-1], *ways[i], *end[:-1][::-1]]
-        if not _doubles_back(points) and router.is_free(points, width, nets):
+        if _doubles_back(points) or not router.is_free(points, width, nets):
+            continue
+        if router.met(points, width, nets) <= (width + 2 * router.gap) * beside:  # else it would run along its own net
             router.draw(points, width, nets[0])
             router.owner[router.owner == nets[1]] = nets[0]
             router.nets = [nets[0] if net == nets[1] else net for net in router.nets]
