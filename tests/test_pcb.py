@@ -3,6 +3,7 @@ import hashlib
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -14,8 +15,8 @@ from scipy import ndimage
 from defectbook.core import DataError, ParameterError, Sample, generator
 from defectbook.data import pcb, pcb_boards, pcb_defects
 from defectbook.data.pcb import PUBLISHED_IMAGES, PcbBoards, PcbOptions, long_tail, pcb_sample, take_shot
-from defectbook.data.pcb_boards import STYLES, draw_layers, expose, make_board, random_exposure, render
-from defectbook.data.pcb_defects import KINDS, add_defects, nets
+from defectbook.data.pcb_boards import STYLES, Layers, draw_layers, expose, make_board, random_exposure, render
+from defectbook.data.pcb_defects import KINDS, Bench, add_defects, nets
 from defectbook.data.pcb_layout import design_board, fill_board
 
 LAYERS = ("copper", "opening", "finish", "hole", "silk", "dome", "wear", "stain")
@@ -181,6 +182,35 @@ def test_several_defects_keep_apart(kind):
     if kind in ("open", "short"):
         change = nets(made.layers.copper)[0] - nets(made.board.layers.copper)[0]
         assert change == len(made.windows) * (1 if kind == "open" else -1)
+
+
+def plain_bench(copper: np.ndarray) -> Bench:
+    """A bench whose board has this copper and nothing else."""
+    one = board(0, size=128)
+    empty = np.zeros_like(copper)
+    layers = Layers(copper, empty, empty.copy(), empty.copy(), empty.copy(), empty.copy(), empty.copy(), empty.copy())
+    return Bench(replace(one, layers=layers), generator(0))
+
+
+def square(x: float, y: float, half: float) -> np.ndarray:
+    return np.array([(x - half, y - half), (x + half, y - half), (x + half, y + half), (x - half, y + half)])
+
+
+def test_etching_is_refused_unless_the_circuit_changes_as_demanded():
+    copper = np.zeros((128, 128), np.uint8)
+    copper[20:28, 10:118] = copper[60:68, 10:118] = copper[90:120, 20:50] = 255
+    bench = plain_bench(copper)
+    through, nibble, inside = square(60, 24, 8), square(60, 20, 3), square(35, 105, 4)
+    bridge, island = np.array([(58, 26), (62, 26), (62, 62), (58, 62)]), square(100, 100, 5)
+    for polygon, add, pieces_, holes in ((through, False, 0, 0), (nibble, False, 1, None), (inside, False, 0, 0), (bridge, True, 0, 0),
+                                         (island, True, 0, 0), (bridge, True, 1, None), (square(35, 105, 1), False, 0, 0)):
+        assert not bench.etch(polygon, add, pieces_, holes)
+    assert np.array_equal(bench.layers.copper, copper) and bench.windows == []
+    for polygon, add, pieces_, holes in ((through, False, 1, 0), (inside, False, 0, 1), (island, True, 1, 0)):
+        assert bench.etch(polygon, add, pieces_, holes)
+    assert bench.etch(square(90, 60, 3), False, 0, 0)  # a bite
+    assert not bench.etch(square(104, 100, 5), False, 0, 0)  # too near to the island just made
+    assert pieces(bench.layers.copper)[1] == 5 and spaces(bench.layers.copper) == 2
 
 
 # Masks

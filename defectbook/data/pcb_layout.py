@@ -206,16 +206,23 @@ class CopperMap:
 
     def is_free(self, points: Sequence[Point], width: float, nets: Sequence[int] = ()) -> bool:
         """Whether a trace and its gap on both sides meet no copper but that of `nets`."""
+        if any(self._held(x, y, nets) for x, y in points):
+            return False  # most ways end here, before anything is drawn
         window, swath = self.swath(points, width + 2 * self.gap)
-        met = cv2.multiply(self.owner[window], swath, dtype=cv2.CV_16S) if swath.size else swath
-        for net in nets:
-            met[met == net] = 0
-        return not met.any()
+        if not swath.size:
+            return True
+        met = cv2.bitwise_and(self.owner[window], self.owner[window], mask=swath)
+        return np.count_nonzero(met) == sum(np.count_nonzero(met == net) for net in set(nets))
+
+    def _held(self, x: float, y: float, nets: Sequence[int]) -> bool:
+        column, row = round(x), round(y)
+        return 0 <= column < self.side and 0 <= row < self.side and self.owner[row, column] not in (0, *nets)
 
     def met(self, points: Sequence[Point], width: float, nets: Sequence[int]) -> int:
         """How many pixels of `nets` lie within a trace and its gaps."""
         window, swath = self.swath(points, width + 2 * self.gap)
-        return int(np.isin(self.owner[window][swath > 0], nets).sum())
+        held = self.owner[window][swath > 0]
+        return sum(int(np.count_nonzero(held == net)) for net in set(nets))
 
     def extent(self, pad: Pad, around: float = 0.0) -> tuple[slice, slice]:
         w, h = pad.width / 2, pad.height / 2
