@@ -25,6 +25,11 @@ class Chosen(NamedTuple):
     threshold: float
 
 
+def _sum_of_products(one: np.ndarray, other: np.ndarray, largest: int) -> int | float:
+    """The sum of one * other, exact while it fits into 64 bits; `largest` is a bound on it."""
+    return int(one @ other) if largest < 2**63 else float(one.astype(np.float64) @ other.astype(np.float64))
+
+
 @dataclass(frozen=True)
 class Ranking:
     """Where the anomalous scores stand among the normal ones: what every rank metric needs, and no more.
@@ -50,8 +55,9 @@ class Ranking:
         """The area under the ROC curve if every tie were lost, and if every tie were won."""
         if not self.positives or not self.negatives:
             return float("nan"), float("nan")
-        gains, pairs = self.gains.astype(np.float64), float(self.positives) * self.negatives
-        return 1 - float(gains @ self.fp.astype(np.float64)) / pairs, 1 - float(gains @ self.above.astype(np.float64)) / pairs
+        gains, pairs = self.gains, self.positives * self.negatives
+        low, high = (1 - _sum_of_products(gains, count, pairs) / pairs for count in (self.fp, self.above))
+        return low, high
 
     def auroc(self) -> float:
         """Area under the ROC curve; a tie between an anomalous and a normal score counts one half."""
@@ -97,7 +103,7 @@ Arrays = np.ndarray | Sequence[np.ndarray]
 
 def _sorted_scores(parts: Sequence[np.ndarray]) -> np.ndarray:
     """The scores of all 1-D parts in one ascending array. Raises `ParameterError` on NaN or a type without an order."""
-    scores = np.concatenate(parts) if parts else np.empty(0, np.float32)
+    scores = np.concatenate(parts) if len(parts) else np.empty(0, np.float32)
     if scores.dtype.kind not in "fiub":
         raise ParameterError(f"scores of type {scores.dtype} have no rank; give real numbers")
     scores = scores.astype(np.float32) if scores.dtype == np.float16 else scores
@@ -119,6 +125,16 @@ def _sorted_blocks(parts: Iterable[np.ndarray], size: int) -> Iterator[np.ndarra
     if count:
         yield _sorted_scores(held)
 
+
+def _look_up(ascending: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How many of the `ascending` scores are less than, and at most, each of the ascending `values`; int64 like `values`."""
+    less = np.searchsorted(ascending, values, "left")
+    at_most = less.copy()
+    # Ties across the classes are rare in float maps: only values that meet one are looked up again.
+    tied = np.flatnonzero(ascending.take(less, mode="clip") == values)
+    at_most[tied] = np.searchsorted(ascending, values[tied], "right")
+    return less, at_most
+
 # %% ../../nbs/metrics/20_pixel.ipynb #d3cdccae
 def rank_scores(anomalous: Sequence[np.ndarray], normal: Iterable[np.ndarray], block: int = 1 << 20) -> Ranking:
     """The `Ranking` of anomalous among normal scores, both given as 1-D parts; `normal` is read once, part by part.
@@ -127,19 +143,21 @@ def rank_scores(anomalous: Sequence[np.ndarray], normal: Iterable[np.ndarray], b
     Raises `ParameterError` on NaN.
     """
     scores = _sorted_scores(anomalous)
-    starts = np.flatnonzero(np.r_[scores[:1] == scores[:1], scores[1:] != scores[:-1]])
+    starts = np.flatnonzero(np.r_[scores[:1] == scores[:1], scores[1:] != scores[:-1]])  # where a new score begins
     ascending = scores[starts]
     less, at_most, negatives = np.zeros(starts.size, np.int64), np.zeros(starts.size, np.int64), 0
     # With very many thresholds, fewer and larger blocks are cheaper to look up.
     for normals in _sorted_blocks(normal, max(block, 4 * starts.size)):
-        left = np.searchsorted(normals, ascending, "left")
-        less += left
-        at_most += left
-        # Ties across the classes are rare in float maps: only thresholds that meet one are looked up again.
-        tied = np.flatnonzero(normals[np.minimum(left, normals.size - 1)] == ascending)
-        at_most[tied] += np.searchsorted(normals, ascending[tied], "right") - left[tied]
+        for first in range(0, starts.size, block):
+            part = slice(first, first + block)
+            less_here, at_most_here = _look_up(normals, ascending[part])
+            less[part] += less_here
+            at_most[part] += at_most_here
         negatives += normals.size
-    return Ranking(ascending[::-1], scores.size - starts[::-1], negatives - at_most[::-1], negatives - less[::-1], scores.size, negatives)
+    # In place, since these three arrays may be as long as the input. Descending thresholds are a view from the end.
+    tp, above, fp = (np.subtract(total, count, out=count)[::-1] for total, count in
+                     ((scores.size, starts), (negatives, at_most), (negatives, less)))
+    return Ranking(ascending[::-1], tp, above, fp, scores.size, negatives)
 
 # %% ../../nbs/metrics/20_pixel.ipynb #e6bf482d
 def paired_parts(scores: Arrays, labels: Arrays, part: int = 1 << 20) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -216,7 +234,7 @@ def corners(ranking: Ranking, gains: np.ndarray) -> Curve:
     reached = np.cumsum(gains)
     just_above = np.nextafter(ranking.thresholds, np.inf, dtype=np.result_type(ranking.thresholds, np.float32))
     x = np.r_[0, np.stack([ranking.above, ranking.fp], axis=1).ravel(), ranking.negatives]
-    y = np.r_[0, np.stack([reached - gains, reached], axis=1).ravel(), reached[-1:].sum()]
+    y = np.r_[0, np.stack([np.r_[0, reached][:-1], reached], axis=1).ravel(), reached[-1:].sum()]
     thresholds = np.r_[np.inf, np.stack([just_above, ranking.thresholds], axis=1).ravel(), -np.inf]
     fresh = np.r_[True, (np.diff(x) != 0) | (np.diff(y) != 0)]
     return Curve(x[fresh], y[fresh], thresholds[fresh])
