@@ -72,22 +72,24 @@ def test_curves_equal_scikit_learn(data):
 
 
 @settings(max_examples=60, deadline=None)
-@given(scored(both=False), st.integers(1, 9))
-def test_block_size_changes_nothing(data, block):
+@given(scored(both=False), st.integers(1, 9), st.sampled_from([0, 10**6]), st.integers(1, 3))
+def test_blocks_hints_and_threads_change_nothing(data, block, size_hint, threads):
     scores, labels = data
     flags = labels != 0
     whole = rank_pixels(scores, labels)
-    parts = pixel.rank_scores([scores[flags]], np.array_split(scores[~flags], 7), block)
+    parts = pixel.rank_scores([scores[flags]], np.array_split(scores[~flags], 7), size_hint, block, threads)
     for name in ("thresholds", "tp", "above", "fp", "positives", "negatives"):
         assert np.array_equal(getattr(whole, name), getattr(parts, name))
 
 
 def test_ranking_equals_counting_on_many_distinct_scores():
     rng = np.random.default_rng(0)
-    labels = rng.random(300_000) < 0.1
+    labels = rng.random(200_000) < 0.1
     scores = np.exp(3 * rng.standard_normal(labels.size)) + labels
     for typed in (scores, scores.astype(np.float32), -scores, np.round(scores, 2), (scores * 1000).astype(np.int64), 1e6 + scores.astype(np.float32)):
         ranking = rank_pixels(typed, labels)
+        unsieved = pixel.rank_scores([typed[labels]], [typed[~labels]], block=1)
+        assert np.array_equal(ranking.fp, unsieved.fp) and np.array_equal(ranking.above, unsieved.above)
         normal = np.sort(typed[~labels])
         assert np.array_equal(ranking.thresholds, np.unique(typed[labels])[::-1])
         assert np.array_equal(ranking.fp, normal.size - np.searchsorted(normal, ranking.thresholds, "left"))

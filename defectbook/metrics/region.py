@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core import ParameterError
-from .pixel import Curve, PixelStream, Ranking, bin_index, corners, paired_parts, rank_scores
+from .pixel import Curve, PixelStream, Ranking, bin_index, corners, normal_parts, rank_scores
 
 # %% ../../nbs/metrics/21_region.ipynb #0a10a8f0
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def rank_regions(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> Reg
     Raises `ParameterError` on NaN scores or maps and masks that do not pair up. Memory: the defective scores and one block of others.
     """
     regions = find_regions(maps, masks)
-    pixels = rank_scores([regions.scores], (values[~flags] for values, flags in paired_parts(maps, masks)))
+    pixels = rank_scores([regions.scores], *normal_parts(maps, masks))
     return RegionRanking(pixels, _weigh(regions, pixels.thresholds))
 
 
