@@ -86,7 +86,8 @@ def test_ranking_equals_counting_on_many_distinct_scores():
     rng = np.random.default_rng(0)
     labels = rng.random(200_000) < 0.1
     scores = np.exp(3 * rng.standard_normal(labels.size)) + labels
-    for typed in (scores, scores.astype(np.float32), -scores, np.round(scores, 2), (scores * 1000).astype(np.int64), 1e6 + scores.astype(np.float32)):
+    single = scores.astype(np.float32)
+    for typed in (scores, single, -scores, np.round(scores, 2), (scores * 1000).astype(np.int64), 1e6 + single):
         ranking = rank_pixels(typed, labels)
         unsieved = pixel.rank_scores([typed[labels]], [typed[~labels]], block=1)
         assert np.array_equal(ranking.fp, unsieved.fp) and np.array_equal(ranking.above, unsieved.above)

@@ -247,7 +247,8 @@ def paired_parts(scores: Arrays, labels: Arrays, part: int = 1 << 18) -> Iterato
             yield from paired_parts(np.asarray(one), np.asarray(other), part)
         return
     if [n for n in scores.shape if n != 1] != [n for n in labels.shape if n != 1]:
-        raise ParameterError(f"scores of shape {scores.shape} but labels of shape {labels.shape}; bring masks to the maps' size with fit_masks")
+        raise ParameterError(f"scores of shape {scores.shape} but labels of shape {labels.shape}; "
+                             "bring masks to the maps' size with fit_masks")
     scores, labels = scores.reshape(-1), labels.reshape(-1)
     for start in range(0, scores.size, part):
         yield scores[start:start + part], labels[start:start + part] != 0
