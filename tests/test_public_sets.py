@@ -302,5 +302,6 @@ def test_real_transistor():
     train, validation, test = counts(dataset)
     assert (train + validation, test) == (213, 100)
     kinds = [s.meta["kind"] for s in dataset.test]
-    assert {kind: kinds.count(kind) for kind in set(kinds)} == {"good": 60, "bent_lead": 10, "cut_lead": 10, "damaged_case": 10, "misplaced": 10}
+    expected = {"good": 60, "bent_lead": 10, "cut_lead": 10, "damaged_case": 10, "misplaced": 10}
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == expected
     assert sum(s.mask_source is not None for s in dataset.test) == 40

@@ -102,8 +102,9 @@ def tile_tree(root: Path, kinds: tuple[str, ...] = ("Blowhole", "Break", "Crack"
                 write_image(stem.with_suffix(".jpg"), np.clip(surface * (0.7 + 0.15 * e), 0, 255).astype(np.uint8), quality=95)
                 mask = np.zeros(size, np.uint8)
                 if kind != "Free":
-                    mask[10 + 5 * tile:22 + 5 * tile, 10:30] = 180
-                    mask[9 + 5 * tile, 10:30] = 90
+                    left = 2 + 4 * k
+                    mask[10 + 5 * tile:22 + 5 * tile, left:left + 20] = 180
+                    mask[9 + 5 * tile, left:left + 20] = 90
                 write_image(stem.with_suffix(".png"), mask)
     return root
 

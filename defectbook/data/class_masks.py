@@ -46,7 +46,8 @@ def read_classes(path: Path | str) -> ClassTable:
     codes = tuple(_code(path, name, value, coloured) for name, value in entries.items())
     for i, code in enumerate(codes):
         if code in codes[:i]:
-            raise DataError(f"{path}: classes {list(entries)[codes.index(code)]!r} and {list(entries)[i]!r} share a value; give each its own")
+            first, second = list(entries)[codes.index(code)], list(entries)[i]
+            raise DataError(f"{path}: classes {first!r} and {second!r} share a value; give each its own")
     return ClassTable(tuple(entries), codes, coloured)
 
 
@@ -55,7 +56,8 @@ def _code(path: Path | str, name: str, value: object, coloured: bool) -> int:
     levels = value if coloured else [value]
     right = isinstance(levels, list) and len(levels) == (3 if coloured else 1)
     if not right or any(type(level) is not int or not 0 <= level <= 255 for level in levels):
-        raise DataError(f"{path}: class {name!r} has value {value!r}; write {'[r, g, b]' if coloured else 'a grey value'} of 0..255 for every class")
+        wanted = "[r, g, b]" if coloured else "a grey value"
+        raise DataError(f"{path}: class {name!r} has value {value!r}; write {wanted} of 0..255 for every class")
     return int(np.dot(levels, (65536, 256, 1))) if coloured else levels[0]
 
 # %% ../../nbs/data/10d_class_masks.ipynb #37b8cbdb

@@ -190,12 +190,14 @@ def read_elpv(root: Path | str | None = None, category: str = "mono", normal: in
         cell.meta["kind"] = "good" if cell.label == 0 else "defective"
     functional = [cell for cell in cells if cell.label == 0]
     if normal == 0 or not functional:
-        raise DataError(f"{root}: no normal images for category {category!r} (asked for {normal}, found {len(functional)}); ask for at least one")
+        raise DataError(f"{root}: no normal images for category {category!r} (asked for {normal}, found {len(functional)}); "
+                        "ask for at least one")
     # Thirds are printed with sixteen digits, so they are compared with a tolerance.
     bad = [cell for cell in cells if cell.label and np.isclose(cell.meta["probability"], defective, atol=0.01).any()]
     train, held_out, rest = split_normal(functional, (normal, validation), seed, f"{root}, {category}")
     left_out = len(cells) - len(functional) - len(bad)
-    notes = [f"defective means expert probability in {[round(p, 2) for p in defective]}; {left_out} cells of other probabilities are left out",
+    notes = [f"defective means expert probability in {[round(p, 2) for p in defective]}; "
+             f"{left_out} cells of other probabilities are left out",
              "cells cut from one module may lie in different splits: the file names do not tell modules apart"]
     return Dataset("elpv", category, root, train, held_out, rest + bad, notes=notes + skips, look=0.06)
 
@@ -266,7 +268,8 @@ def check_mask_size(image: Path, mask: Path) -> None:
     """Raises `DataError` when the headers of image and mask disagree; no pixel is decoded."""
     (width, height), (mask_width, mask_height) = _image_size(Sample(image)), _image_size(Sample(mask))
     if (width, height) != (mask_width, mask_height):
-        raise DataError(f"{mask}: mask of {mask_width}x{mask_height} px for an image of {width}x{height} px ({image}); export both at one size")
+        raise DataError(f"{mask}: mask of {mask_width}x{mask_height} px for an image of {width}x{height} px ({image}); "
+                        "export both at one size")
 
 # %% ../../nbs/data/11_datasets.ipynb #f8e3e8d6
 def categories(root: Path | str, normal: str = "good") -> list[str]:
@@ -285,7 +288,8 @@ def read_folder(root: Path | str | None = None, category: str = "", validation: 
     root = find_data(name, root)
     base = root / category
     if not (base / "train").is_dir():
-        raise DataError(f"{root}: {unknown('category', category, categories(root, normal))}; a category holds train/{normal} and test/<kind>")
+        known = unknown("category", category, categories(root, normal))
+        raise DataError(f"{root}: {known}; a category holds train/{normal} and test/<kind>")
     table = read_classes(base / "classes.json") if (base / "classes.json").is_file() else None
     notes: list[str] = []
     source = base / "train" / normal

@@ -34,7 +34,8 @@ def list_data() -> pd.DataFrame:
             found = str(find_data(name))
         except DataError:
             found = ""
-        way = "direct" if item.get("url") and item.get("sha256") else "package" if item.get("package") else "page" if item.get("page") else "own"
+        ways = {"direct": item.get("url") and item.get("sha256"), "package": item.get("package"), "page": item["page"], "own": True}
+        way = next(way for way, offered in ways.items() if offered)
         rows.append({"name": name, "title": item["title"], "licence": item["licence"], "size": item["size"], "get": way, "found": found,
                      "page": item["page"]})
     return pd.DataFrame(rows).set_index("name")
@@ -118,7 +119,8 @@ def _write_entry(draft: Path, name: PurePosixPath, content: IO[bytes] | None, ar
             written += len(block)
             # Counted while writing: what an archive declares about its sizes may be false.
             if written > allowance:
-                raise DataError(f"{archive}: more comes out of it than {RATIO} times its size; refused as a bomb, raise the limit if you trust it")
+                raise DataError(f"{archive}: more comes out of it than the limit (by default {RATIO} times its size); "
+                                "refused as a bomb, raise the limit if you trust it")
             file.write(block)
     return written
 

@@ -207,7 +207,8 @@ def read_deeppcb(root: Path | str | None = None, category: str = "", task: str =
     """DeepPCB by its own lists. meta of a board: template (path), boxes (n, 5), part (the pair).
 
     category: one group of boards such as "group00041", or "" for all. task: "detection" trains on the templates of the training
-    list and tests on templates and boards of the test list; "segmentation" has boards in all parts. validation: share of the training pairs.
+    list and tests on templates and boards of the test list; "segmentation" has boards in all parts.
+    validation: share of the training pairs.
     masks: "none", or derived from the boxes: "boxes" (filled) or "difference" (what differs from the template inside them).
     Raises `DataError` for missing files, wrong boxes and empty annotations; with on_error="skip" such pairs are left out and noted.
     """
