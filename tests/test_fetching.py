@@ -135,6 +135,14 @@ def test_refusals_are_named(tmp_path, serve, status):
     assert len(server.asked) == (1 if status < 500 else 5)
 
 
+def test_a_right_file_is_not_fetched_again(tmp_path, serve):
+    server = serve()
+    (tmp_path / "file").write_bytes(CONTENT)
+    assert fetch(server.url, tmp_path / "file", DIGEST).read_bytes() == CONTENT and not server.asked
+    (tmp_path / "file").write_bytes(b"old")
+    assert fetch(server.url, tmp_path / "file", DIGEST).read_bytes() == CONTENT and server.asked == [""]
+
+
 def test_no_server_and_no_http(tmp_path, serve):
     server = serve()
     server.close()

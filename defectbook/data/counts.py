@@ -107,5 +107,6 @@ def beside_pros(statistics: Statistics) -> pd.DataFrame:
     wide = wide.rename(index=lambda row: f"{row}, as printed", columns={"color": "colour"}).fillna("")
     beta = statistics.beta()
     wide.loc[f"{statistics.name}, as read here"] = [
-        str(statistics.images), str(len(statistics.table)), "Yes" if statistics.colour else "No", f"{beta:.1f}" if np.isfinite(beta) else ""]
+        str(statistics.images), str(len(statistics.table)), "Yes" if statistics.colour else "No",
+        f"{beta:.1f}" if np.isfinite(beta) else ""]
     return wide.rename_axis(index=None, columns=None)

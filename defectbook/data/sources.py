@@ -133,13 +133,15 @@ def _transfer(url: str, draft: Path) -> None:
 def fetch(url: str, target: Path | str, sha256: str, error: type[DefectbookError] = WeightsError) -> Path:
     """Download `url` to `target` with a progress bar; it is verified by its sha256 before it takes its name.
 
-    An interrupted download stays as `target`.part and is continued by the next call. Raises `error` when the server cannot
+    An interrupted download stays as `target`.part and is continued by the next call; a right `target` is not fetched again. Raises `error` when the server cannot
     be reached, the connection keeps breaking, the disk is full, or the hash is wrong.
     """
     target = Path(target)
     draft = target.with_name(f"{target.name}.part")
     if not url.startswith(("http://", "https://")):
         raise error(f"{url}: not an http(s) address; correct it in sources.json")
+    if target.is_file() and sha256_file(target).startswith(sha256.lower()):
+        return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _transfer(url, draft)
