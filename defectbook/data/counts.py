@@ -102,9 +102,10 @@ def _has_colour(samples: Sequence[Sample]) -> bool:
 # %% ../../nbs/data/10c_counts.ipynb #7cdcd69f
 def beside_pros(statistics: Statistics) -> pd.DataFrame:
     """PROS Table 1 as printed, with a row for `statistics` below: images, categories, colour, imbalance factor."""
-    printed = pd.read_csv(files("defectbook") / "assets" / "published" / "pros_table1.csv", dtype=str, keep_default_na=False)
-    wide = printed.pivot(index="row", columns="metric", values="value").reindex(columns=["images", "categories", "color", "beta"])
-    wide = wide.rename(index=lambda row: f"{row}, as printed", columns={"color": "colour"}).fillna("")
+    printed = pd.read_csv(files("defectbook") / "assets" / "published" / "pros.csv", dtype=str, keep_default_na=False)
+    rows = printed[(printed["table"] == "1") | (printed["metric"] == "imbalance_factor")]
+    wide = rows.pivot(index="dataset", columns="metric", values="value").reindex(columns=["images", "categories", "colour", "imbalance_factor"])
+    wide = wide.rename(index="{}, as printed".format).fillna("")
     beta = statistics.beta()
     wide.loc[f"{statistics.name}, as read here"] = [
         str(statistics.images), str(len(statistics.table)), "Yes" if statistics.colour else "No",

@@ -1,0 +1,119 @@
+"""The book: a valid table of contents, staged notebooks without directives, and pages that a browser opens without a network."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import nbformat
+import pytest
+import yaml
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "tools"))
+import book  # noqa: E402
+
+
+def test_quarto_file_is_a_book_project() -> None:
+    quarto = yaml.safe_load((ROOT / "_quarto.yml").read_text())
+    assert quarto["project"]["type"] == "book"
+    assert set(quarto["book"]) >= {"title", "author", "chapters"} and quarto["book"]["chapters"][0] == "index.ipynb"
+    for part in quarto["book"]["chapters"][1:]:
+        assert set(part) == {"part", "chapters"}
+        for chapter in part["chapters"]:
+            assert (ROOT / chapter).is_file(), f"_quarto.yml names {chapter}, which does not exist"
+
+
+def test_toc_follows_the_quarto_file() -> None:
+    landing, parts = book.read_chapters()
+    toc = book.table_of_contents(landing, parts)
+    assert toc["root"] == "index" and [part["caption"] for part in toc["parts"]] == [caption for caption, _ in parts]
+    assert toc["parts"][0]["chapters"][0] == {"file": "nbs/00_core"}
+
+
+def test_directives_become_tags() -> None:
+    def staged(source: str):
+        return book.stage_cell(nbformat.v4.new_code_cell(source))
+
+    assert staged("#| default_exp core") is None
+    assert staged("#| export\nx = 1").source == "x = 1"
+    assert staged("#| hide\nx = 1").metadata["tags"] == ["remove-cell"]
+    assert staged("#| echo: false\nx = 1").metadata["tags"] == ["remove-input"]
+    assert staged("x = 1\n# | not one").source == "x = 1\n# | not one"
+
+
+@pytest.fixture(scope="module")
+def site():
+    """The built book; building it executes every notebook."""
+    done = subprocess.run([sys.executable, "tools/book.py"], cwd=ROOT, capture_output=True, text=True, env={**os.environ})
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return ROOT / "_book" / "_build" / "html"
+
+
+def pages(site):
+    return [path for path in sorted(site.rglob("*.html")) if path.name not in ("genindex.html", "search.html")]
+
+
+@pytest.mark.slow
+def test_pages_hold_no_directives_and_no_network(site) -> None:
+    assert len(pages(site)) >= 15
+    for page in pages(site):
+        text = page.read_text()
+        assert "#|" not in text, f"{page}: a raw directive"
+        loaded = re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=\"(https?://[^\"]+)\"", text)
+        assert not [url for url in loaded if "rel=\"canonical\"" not in url], f"{page} loads {loaded}"
+
+
+def chromium() -> str:
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not path:
+        pytest.skip("no chromium on this machine: the pages were not opened in a browser")
+    return path
+
+
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync", "--allow-file-access-from-files", "--virtual-time-budget=8000"]
+
+
+@pytest.mark.slow
+def test_formulas_are_typeset_from_file(site, tmp_path) -> None:
+    """Chromium opens a page with mathematics from file:// and MathJax, from the book itself, typesets it."""
+    page = site / "nbs" / "methods" / "40_patchcore.html"
+    dom = subprocess.run([chromium(), *FLAGS, f"--user-data-dir={tmp_path}", "--dump-dom", page.as_uri()], capture_output=True, text=True,
+                         timeout=120).stdout
+    assert "<mjx-container" in dom, "MathJax did not typeset"
+    assert "Remembering" in dom or "remembering" in dom
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1280])
+def test_pages_do_not_overflow(site, width, tmp_path) -> None:
+    """No page is wider than the window, on a phone and on a desk."""
+    probe = tmp_path / "probe.html"
+    names = [path.relative_to(site).as_posix() for path in pages(site)]
+    # Each page is opened in a frame of the given width; the widths found are written into the title.
+    probe.write_text(f"""<body style="margin:0"><script>
+const names = {names!r}, found = [];
+async function measure() {{
+  for (const name of names) {{
+    const frame = document.createElement("iframe");
+    frame.style = "width:{width}px;height:800px;border:0";
+    frame.src = "{site.as_uri()}/" + name;
+    document.body.append(frame);
+    await new Promise(done => frame.onload = done);
+    const page = frame.contentDocument.documentElement;
+    found.push(name + " " + page.scrollWidth);
+    frame.remove();
+  }}
+  document.title = "measured";
+  document.body.textContent = found.join("\\n");
+}}
+measure();
+</script></body>""")
+    dom = subprocess.run([chromium(), *[flag for flag in FLAGS if "virtual" not in flag], "--virtual-time-budget=120000", "--window-size=1400,900",
+                          f"--user-data-dir={tmp_path / 'profile'}", "--disable-web-security", "--dump-dom", probe.as_uri()],
+                         capture_output=True, text=True, timeout=300).stdout
+    measured = {name: int(size) for name, size in re.findall(r"(\S+\.html) (\d+)", dom)}
+    assert set(measured) == set(names), dom[:500]
+    assert {name: size for name, size in measured.items() if size > width} == {}

@@ -1,0 +1,108 @@
+"""The notebooks are the source: clean, exported, listed in the book, and they run."""
+
+import ast
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import NOTEBOOK_SECONDS, ROOT
+
+from defectbook.practice.experiments import default_parameters, run_experiment
+
+NBS = ROOT / "nbs"
+SECONDS = 15  # a notebook's budget at preset smoke, on two cores
+NOTEBOOKS = sorted(path for path in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
+CHAPTERS = [path for path in NOTEBOOKS if path.parent.name not in ("experiments", "results")]
+EXPERIMENTS = [path for path in NOTEBOOKS if path.parent.name == "experiments"]
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(NBS).as_posix()
+
+
+def cells(path: Path) -> list[dict]:
+    return json.loads(path.read_text())["cells"]
+
+
+def source(cell: dict) -> str:
+    return "".join(cell["source"])
+
+
+def test_export_and_clean_leave_no_difference(tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    ignore = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+    for folder in ("nbs", "defectbook"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=ignore)
+    for file in ("settings.ini", "pyproject.toml", "index.ipynb"):
+        shutil.copy(ROOT / file, copy / file)
+    for command in (["nbdev_export"], ["nbdev_clean"], ["nbdev_clean", "--fname", "index.ipynb"]):
+        subprocess.run([Path(sys.executable).with_name(command[0]), *command[1:]], cwd=copy, check=True, capture_output=True)
+    for path in sorted([*copy.rglob("*.ipynb"), *copy.rglob("*.py")]):
+        original = ROOT / path.relative_to(copy)
+        assert original.is_file(), f"{original} is not exported; run make export"
+        assert original.read_text() == path.read_text(), f"{original} is not clean or not exported; run make export"
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=name_of)
+def test_chapter_runs_within_its_budget(path: Path) -> None:
+    """In a process of its own, as nbdev_test would run it, so that one chapter's imports do not speed up the next."""
+    started = time.perf_counter()
+    done = subprocess.run([Path(sys.executable).with_name("nbdev_test"), "--path", path], cwd=ROOT, capture_output=True, text=True)
+    NOTEBOOK_SECONDS[name_of(path)] = seconds = time.perf_counter() - started
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Success" in done.stdout
+    assert seconds < SECONDS, f"{name_of(path)} took {seconds:.1f} s of {SECONDS}; make its examples smaller"
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)
+def test_experiment_runs_at_smoke(path: Path, tmp_path: Path) -> None:
+    started = time.perf_counter()
+    executed = run_experiment(path.stem, {"preset": "smoke", "store": str(tmp_path / "store")}, tmp_path / "runs", live=False)
+    NOTEBOOK_SECONDS[name_of(path)] = seconds = time.perf_counter() - started
+    assert executed.is_file()
+    assert list((tmp_path / "store" / path.stem).glob("*/metrics.csv")), "the experiment stored nothing"
+    assert seconds < SECONDS, f"{name_of(path)} took {seconds:.1f} s of {SECONDS} at preset smoke"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+def test_chapter_is_in_order(path: Path) -> None:
+    first = source(cells(path)[0])
+    assert first.startswith("# ") and "\n> " in first, "a chapter opens with its title and a one-line quote"
+    for cell in cells(path):
+        assert cell["cell_type"] != "code" or not cell["outputs"], "source notebooks carry no outputs"
+        assert ":::" not in source(cell) and "import *" not in source(cell)
+    if path in CHAPTERS:
+        text = "\n".join(source(cell) for cell in cells(path))
+        for part in ("**You will be able to**", "## The question", "## Where it fails", "## Recap", "## Exercises", "## References", "<details>"):
+            assert part in text, f"{name_of(path)}: {part!r} is missing"
+        assert sum("assert " in source(cell) for cell in cells(path)) >= 1, "a chapter asserts the values that it shows"
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)
+def test_parameters_tag_survives_cleaning(path: Path, tmp_path: Path) -> None:
+    copy = tmp_path / path.name
+    shutil.copy(path, copy)
+    subprocess.run([Path(sys.executable).with_name("nbdev_clean"), "--fname", copy], cwd=ROOT, check=True, capture_output=True)
+    before, after = default_parameters(path), default_parameters(copy)
+    assert before == after and {"preset", "seed", "store"} <= set(after)
+
+
+def test_every_notebook_is_a_chapter_of_the_book() -> None:
+    sys.path.insert(0, str(ROOT / "tools"))
+    import book
+
+    landing, parts = book.read_chapters()
+    listed = [chapter for _, chapters in parts for chapter in chapters]
+    assert landing == "index.ipynb" and len(listed) == len(set(listed))
+    assert {path.relative_to(ROOT).as_posix() for path in NOTEBOOKS} == set(listed)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+def test_code_cells_parse(path: Path) -> None:
+    for cell in cells(path):
+        if cell["cell_type"] == "code":
+            ast.parse(source(cell))

@@ -1,0 +1,155 @@
+"""Build the book: stage the notebooks of _quarto.yml, execute them side by side, hand them to jupyter-book.
+
+    python tools/book.py [--workers N] [--only PATTERN]
+
+The staged sources, with outputs, lie in _book/src, the pages in _book/html. An executed notebook is used again as long
+as its source, the library and the store are what they were.
+"""
+
+import argparse
+import concurrent.futures
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import yaml
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+BOOK = ROOT / "_book"
+SECONDS_A_NOTEBOOK = 600
+
+
+def read_chapters(quarto: Path = ROOT / "_quarto.yml") -> tuple[str, list[tuple[str, list[str]]]]:
+    """The landing page, and the parts with their chapters, from the only table of contents."""
+    first, *parts = yaml.safe_load(quarto.read_text())["book"]["chapters"]
+    return first, [(part["part"], part["chapters"]) for part in parts]
+
+
+def table_of_contents(landing: str, parts: list[tuple[str, list[str]]]) -> dict:
+    """The same list in the form jupyter-book wants."""
+    return {
+        "format": "jb-book",
+        "root": Path(landing).with_suffix("").as_posix(),
+        "parts": [{"caption": caption, "chapters": [{"file": Path(chapter).with_suffix("").as_posix()} for chapter in chapters]}
+                  for caption, chapters in parts],
+    }
+
+
+def stage_cell(cell: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
+    """The cell as a reader sees it: no `#|` lines; what they ask for becomes tags. None for a cell that only names the module."""
+    if cell.cell_type != "code":
+        return cell
+    lines = cell.source.splitlines()
+    directives = [line[2:].strip() for line in lines if line.startswith("#|")]
+    source = "\n".join(line for line in lines if not line.startswith("#|")).strip("\n")
+    if not source.strip():
+        return None
+    tags = set(cell.metadata.get("tags", []))
+    if "hide" in directives:
+        tags.add("remove-cell")
+    if "echo: false" in directives:
+        tags.add("remove-input")
+    if "eval: false" in directives:
+        tags.add("skip-execution")
+    cell.source = source
+    cell.metadata = nbformat.from_dict({"tags": sorted(tags)} if tags else {})
+    return cell
+
+
+def stage(chapter: str) -> nbformat.NotebookNode:
+    notebook = nbformat.read(ROOT / chapter, as_version=4)
+    notebook.cells = [staged for cell in notebook.cells if (staged := stage_cell(cell)) is not None]
+    notebook.metadata = nbformat.from_dict({"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}})
+    return notebook
+
+
+def digest(*values: bytes) -> str:
+    return hashlib.sha256(b"\0".join(values)).hexdigest()[:20]
+
+
+def surroundings() -> bytes:
+    """What a chapter's outputs depend on beside its own source: the library, the packaged data, the names of the stored runs."""
+    files = [path for path in sorted((ROOT / "defectbook").rglob("*")) if path.is_file() and path.suffix != ".pyc"]
+    store = Path(os.environ["DEFECTBOOK_STORE"])
+    names = "\n".join(sorted(str(path.relative_to(store)) for path in store.rglob("params.json"))) if store.is_dir() else ""
+    return digest(names.encode(), os.environ.get("DEFECTBOOK_DATA", "").encode(), *(path.read_bytes() for path in files)).encode()
+
+
+def execute(chapter: str, around: bytes) -> float:
+    """Stage and execute one chapter into _book/src; returns the seconds it took, 0 when the kept outputs still hold."""
+    notebook = stage(chapter)
+    kept = BOOK / "kept" / f"{digest(nbformat.writes(notebook).encode(), around)}.ipynb"
+    target = BOOK / "src" / chapter
+    target.parent.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    if not kept.is_file():
+        client = NotebookClient(notebook, timeout=SECONDS_A_NOTEBOOK, kernel_name="python3", extra_arguments=["--IPKernelApp.log_level=40"],
+                                skip_cells_with_tag="skip-execution", resources={"metadata": {"path": str((ROOT / chapter).parent)}})
+        client.execute()
+        for cell in notebook.cells:  # progress bars and warnings belong to the log, not to the page
+            if cell.cell_type == "code":
+                cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(notebook, kept)
+    shutil.copyfile(kept, target)
+    return time.perf_counter() - started
+
+
+def execute_all(chapters: list[str], workers: int) -> None:
+    """Execute the chapters `workers` at a time, with a bar; stops with one line at the first that fails."""
+    around = surroundings()
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        waiting = {pool.submit(execute, chapter, around): chapter for chapter in chapters}
+        bar = tqdm(concurrent.futures.as_completed(waiting), total=len(waiting), desc="executing chapters", dynamic_ncols=True)
+        for done in bar:
+            chapter = waiting[done]
+            try:
+                bar.write(f"{done.result():6.1f} s  {chapter}")
+            except CellExecutionError as error:
+                pool.shutdown(cancel_futures=True)
+                sys.exit(f"{error}\ntools/book.py: {chapter} failed; open it in Jupyter and run it there")
+
+
+def build(landing: str, parts: list[tuple[str, list[str]]]) -> Path:
+    """Call jupyter-book on the staged sources; any warning is an error."""
+    source = BOOK / "src"
+    (source / "_toc.yml").write_text(yaml.safe_dump(table_of_contents(landing, parts), sort_keys=False))
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    config["execute"]["execute_notebooks"] = "off"  # they carry their outputs already
+    (source / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False))
+    shutil.copytree(ROOT / "tools" / "static", source / "_static", dirs_exist_ok=True)
+    # -n reports references that lead nowhere, -W turns warnings into errors.
+    page = BOOK / "_build" / "html" / "index.html"
+    page.unlink(missing_ok=True)
+    command = [Path(sys.executable).with_name("jupyter-book"), "build", source, "--path-output", BOOK, "-n", "-W", "--keep-going"]
+    if subprocess.run([str(word) for word in command]).returncode or not page.is_file():
+        sys.exit("tools/book.py: jupyter-book reported warnings or errors; the first one above names the page")
+    return page
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="chapters executed at a time (default: 2)")
+    args = parser.parse_args()
+    os.environ.setdefault("DEFECTBOOK_STORE", str(ROOT / "data" / "results"))
+    os.environ["DEFECTBOOK_STORE"] = str(Path(os.environ["DEFECTBOOK_STORE"]).resolve())
+    if os.environ.get("DEFECTBOOK_DATA"):
+        os.environ["DEFECTBOOK_DATA"] = str(Path(os.environ["DEFECTBOOK_DATA"]).resolve())
+    os.environ["DEFECTBOOK_PROGRESS"] = "0"
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.workers)))
+    shutil.rmtree(BOOK / "src", ignore_errors=True)
+    landing, parts = read_chapters()
+    execute_all([landing, *(chapter for _, chapters in parts for chapter in chapters)], args.workers)
+    print(f"\nthe book: {build(landing, parts)}")
+
+
+if __name__ == "__main__":
+    main()
