@@ -66,7 +66,7 @@ def test_tiny_masks_say_nothing():
 def test_evidence_is_joined_across_rules():
     line = np.zeros((60, 80), np.uint8)
     line[5:50, 30] = 255
-    a, b = sample("a", 1, part=7), sample("b", 2, part=7)
+    a, b = sample("a", 1, group=7), sample("b", 2, group=7)
     c = Sample(surface(2, 0.8), line, 1, "c")  # looks like b
     d = Sample(surface(9), line, 1, "d")  # has the mask of c
     e = sample("e", 20)
@@ -113,7 +113,7 @@ def test_bad_fractions(fractions):
 
 
 def test_leaked_share_counts_test_images():
-    parts = [sample(f"{p}{s}", p, part=p) for p in range(4) for s in range(2)]
+    parts = [sample(f"{p}{s}", p, group=p) for p in range(4) for s in range(2)]
     dataset = Dataset("x", "", Path(), [parts[0], parts[2]], [parts[4]], [parts[1], parts[3], parts[5], parts[6]])
     assert leaked_share(dataset, dataset.groups(mask=False, look=None)) == 0.75
     with pytest.raises(DataError, match="the test is empty"):

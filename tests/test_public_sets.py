@@ -261,6 +261,18 @@ def test_catalogue_loads_each_format_by_name(tmp_path):
         load("mvtek")
 
 
+def test_catalogue_loads_simulators(tmp_path):
+    boards = load("pcb", count=2, train=2, validation=1, size=128, kinds=("open", "short"))
+    foils = load("foil", count=4, size=(96, 96), validation=1, test=1)
+    assert boards.simulated and foils.simulated and counts(foils) == [2, 1, 1]
+    again = load("foil", count=4, size=(96, 96), validation=1, test=1)
+    assert foils.test[0].mask.shape == (96, 96) and foils.fingerprint() == again.fingerprint()
+    with pytest.raises(ParameterError, match="has neither"):
+        load("pcb", tmp_path)
+    with pytest.raises(ParameterError, match="none is left for training"):
+        load("foil", count=2, size=(96, 96), validation=1, test=1)
+
+
 def test_readers_find_sets_under_the_environment_variable(tmp_path, monkeypatch):
     monkeypatch.setenv("DEFECTBOOK_DATA", str(tmp_path))
     deeppcb_tree(tmp_path / manifest()["data"]["deeppcb"]["folder"])
@@ -291,6 +303,8 @@ def test_real_deeppcb_boxes_hold_a_difference():
 
 def test_real_magnetic_tile():
     dataset = read_magnetic_tile(real("MagneticTile"))
+    counted = dataset.statistics()
+    assert round(counted.beta(), 1) == 2.0 and round(counted.beta("pixels"), 1) == 20.4
     kinds = [s.meta["kind"] for s in dataset.samples]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {"good": 952, "blowhole": 115, "crack": 57, "break": 85}
     assert all(s.label == 0 for s in (*dataset.train, *dataset.validation))

@@ -117,13 +117,13 @@ class Groups:
 def find_groups(samples: Sequence[Sample], name: bool = True, mask: bool = True, look: float | None = NEAR_COPY) -> Groups:
     """Group the samples that show one part.
 
-    name: use `meta["part"]`, which a reader sets by its data set's file-name rule. mask: use the shapes of the masks.
+    name: use `meta["group"]`, which a reader sets by its data set's file-name rule. mask: use the shapes of the masks.
     look: largest share of differing bits between perceptual hashes, or None to leave the images undecoded.
     """
     found = {}
     if name:
         first: dict[object, int] = {}
-        linked = [(first.setdefault(s.meta["part"], i), i) for i, s in enumerate(samples) if "part" in s.meta]
+        linked = [(first.setdefault(s.meta["group"], i), i) for i, s in enumerate(samples) if "group" in s.meta]
         found["name"] = _pairs([(a, b) for a, b in linked if a != b])
     if mask:
         found["mask"] = same_mask(samples)

@@ -189,8 +189,8 @@ def _pcb_pair(base: Path, line: str, masks: str) -> tuple[Sample, Sample]:
     boxes = read_boxes(base / boxes_name, _size_of(board))
     part = Path(image_name).parts[0]
     mask = None if masks == "none" else BoxMask(board, tuple(map(tuple, boxes.tolist())), template if masks == "difference" else None)
-    meta = {"kind": "defective", "boxes": boxes, "template": template, "part": f"{part}/{stem.name}"}
-    return (Sample(template, None, 0, f"{part}/{template.stem}", {"kind": "good", "part": f"{part}/{stem.name}"}),
+    meta = {"kind": "defective", "boxes": boxes, "template": template, "group": f"{part}/{stem.name}"}
+    return (Sample(template, None, 0, f"{part}/{template.stem}", {"kind": "good", "group": f"{part}/{stem.name}"}),
             Sample(board, mask, 1, f"{part}/{board.stem}", meta, mask_threshold=None))
 
 
@@ -204,7 +204,7 @@ def _size_of(path: Path) -> tuple[int, int]:
 # %% ../../nbs/data/11b_public_sets.ipynb #06d36e0d
 def read_deeppcb(root: Path | str | None = None, category: str = "", task: str = "detection", validation: float = 0.1, seed: int = 0,
                  masks: str = "none", on_error: str = "raise") -> Dataset:
-    """DeepPCB by its own lists. meta of a board: template (path), boxes (n, 5), part (the pair).
+    """DeepPCB by its own lists. meta of a board: template (path), boxes (n, 5), group (the pair).
 
     category: one group of boards such as "group00041", or "" for all. task: "detection" trains on the templates of the training
     list and tests on templates and boards of the test list; "segmentation" has boards in all parts.
@@ -306,10 +306,10 @@ def _tile_folder(folder: Path, index: int, on_error: str, notes: list[str]) -> l
 
 # %% ../../nbs/data/11b_public_sets.ipynb #0338346d
 def _number_tiles(samples: Sequence[Sample]) -> None:
-    """Sets meta["part"] from the shot numbers in the names, where they follow the pattern."""
+    """Sets meta["group"] from the shot numbers in the names, where they follow the pattern."""
     numbered = [(sample, int(match[1])) for sample in samples if (match := re.search(r"exp\d+_num_(\d+)$", sample.name))]
     for (sample, _), run in zip(numbered, number_runs([number for _, number in numbered], TILE_GAP), strict=True):
-        sample.meta["part"] = int(run)
+        sample.meta["group"] = int(run)
 
 
 def read_magnetic_tile(root: Path | str | None = None, category: str = "", task: str = "detection",

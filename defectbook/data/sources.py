@@ -133,8 +133,8 @@ def _transfer(url: str, draft: Path) -> None:
 def fetch(url: str, target: Path | str, sha256: str, error: type[DefectbookError] = WeightsError) -> Path:
     """Download `url` to `target` with a progress bar; it is verified by its sha256 before it takes its name.
 
-    An interrupted download stays as `target`.part and is continued by the next call; a right `target` is not fetched again. Raises `error` when the server cannot
-    be reached, the connection keeps breaking, the disk is full, or the hash is wrong.
+    An interrupted download stays as `target`.part and is continued by the next call; a right `target` is not fetched again.
+    Raises `error` when the server cannot be reached, the connection keeps breaking, the disk is full, or the hash is wrong.
     """
     target = Path(target)
     draft = target.with_name(f"{target.name}.part")
