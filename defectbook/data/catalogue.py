@@ -27,7 +27,8 @@ def simulated(make: Callable[..., Dataset]) -> Callable[..., Dataset]:
     return read
 
 
-def split_foils(count: int = 26, size: tuple[int, int] = (1920, 1920), seed: int = 0, validation: int = 4, test: int = 5, **options) -> Dataset:
+def split_foils(count: int = 26, size: tuple[int, int] = (1920, 1920), seed: int = 0, validation: int = 4, test: int = 5,
+                **options) -> Dataset:
     """`count` simulated foils (see `data.foil.Foils` for size and options), the last ones for validation and test.
 
     Raises `ParameterError` when nothing is left to train on.

@@ -104,8 +104,8 @@ def beside_pros(statistics: Statistics) -> pd.DataFrame:
     """PROS Table 1 as printed, with a row for `statistics` below: images, categories, colour, imbalance factor."""
     printed = pd.read_csv(files("defectbook") / "assets" / "published" / "pros.csv", dtype=str, keep_default_na=False)
     rows = printed[(printed["table"] == "1") | (printed["metric"] == "imbalance_factor")]
-    wide = rows.pivot(index="dataset", columns="metric", values="value").reindex(columns=["images", "categories", "colour", "imbalance_factor"])
-    wide = wide.rename(index="{}, as printed".format).fillna("")
+    wide = rows.pivot(index="dataset", columns="metric", values="value").rename(index="{}, as printed".format)
+    wide = wide.reindex(columns=["images", "categories", "colour", "imbalance_factor"]).fillna("")
     beta = statistics.beta()
     wide.loc[f"{statistics.name}, as read here"] = [
         str(statistics.images), str(len(statistics.table)), "Yes" if statistics.colour else "No",
