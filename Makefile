@@ -8,6 +8,11 @@ export DEFECTBOOK_DATA := $(abspath ../shared/data)
 endif
 endif
 
+# glibc returns every large array to the system at once, and on virtual machines faulting the pages in again costs more than
+# the arithmetic: a third of PatchCore's prediction time here. Keeping them is safe, since the processes are short.
+export MALLOC_MMAP_MAX_ := 0
+export MALLOC_TRIM_THRESHOLD_ := 4000000000
+
 .PHONY: demo test test-slow book bench export lint clean
 .DEFAULT_GOAL := demo
 

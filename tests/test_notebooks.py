@@ -1,11 +1,14 @@
 """The notebooks are the source: clean, exported, listed in the book, and they run."""
 
 import ast
+import contextlib
 import json
+import resource
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,6 +35,20 @@ def source(cell: dict) -> str:
     return "".join(cell["source"])
 
 
+@contextlib.contextmanager
+def within_budget(path: Path) -> Iterator[None]:
+    """Notes a notebook's seconds for the summary and holds its budget. The smaller of wall and processor time counts:
+    other work on the machine stretches the one, two threads at a time the other."""
+    def processor() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    started, used = time.perf_counter(), processor()
+    yield
+    NOTEBOOK_SECONDS[name_of(path)] = seconds = min(time.perf_counter() - started, processor() - used)
+    assert seconds < SECONDS, f"{name_of(path)} took {seconds:.1f} s of {SECONDS}; make its examples smaller"
+
+
 def test_export_and_clean_leave_no_difference(tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     ignore = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
@@ -50,22 +67,18 @@ def test_export_and_clean_leave_no_difference(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", CHAPTERS, ids=name_of)
 def test_chapter_runs_within_its_budget(path: Path) -> None:
     """In a process of its own, as nbdev_test would run it, so that one chapter's imports do not speed up the next."""
-    started = time.perf_counter()
-    done = subprocess.run([Path(sys.executable).with_name("nbdev_test"), "--path", path], cwd=ROOT, capture_output=True, text=True)
-    NOTEBOOK_SECONDS[name_of(path)] = seconds = time.perf_counter() - started
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "Success" in done.stdout
-    assert seconds < SECONDS, f"{name_of(path)} took {seconds:.1f} s of {SECONDS}; make its examples smaller"
+    with within_budget(path):
+        done = subprocess.run([Path(sys.executable).with_name("nbdev_test"), "--path", path], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "Success" in done.stdout
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)
 def test_experiment_runs_at_smoke(path: Path, tmp_path: Path) -> None:
-    started = time.perf_counter()
-    executed = run_experiment(path.stem, {"preset": "smoke", "store": str(tmp_path / "store")}, tmp_path / "runs", live=False)
-    NOTEBOOK_SECONDS[name_of(path)] = seconds = time.perf_counter() - started
+    with within_budget(path):
+        executed = run_experiment(path.stem, {"preset": "smoke", "store": str(tmp_path / "store")}, tmp_path / "runs", live=False)
     assert executed.is_file()
     assert list((tmp_path / "store" / path.stem).glob("*/metrics.csv")), "the experiment stored nothing"
-    assert seconds < SECONDS, f"{name_of(path)} took {seconds:.1f} s of {SECONDS} at preset smoke"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)

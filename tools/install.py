@@ -27,7 +27,8 @@ def installer() -> list[object]:
     uv = shutil.which("uv")
     if not uv and call(PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv"):
         uv = PYTHON.with_name("uv")
-    return [uv, "pip", "install", "--python", PYTHON] if uv else [PYTHON, "-m", "pip", "install", "--disable-pip-version-check"]
+    # Byte code is compiled once here, as pip does by itself: where Python may not write it, each import of torch compiles anew.
+    return [uv, "pip", "install", "--compile-bytecode", "--python", PYTHON] if uv else [PYTHON, "-m", "pip", "install", "--disable-pip-version-check"]
 
 
 def main() -> None:
