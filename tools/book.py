@@ -83,6 +83,14 @@ def surroundings() -> bytes:
     return digest(names.encode(), os.environ.get("DEFECTBOOK_DATA", "").encode(), *(path.read_bytes() for path in files)).encode()
 
 
+def unexecuted(chapter: str, reason: str) -> nbformat.NotebookNode:
+    """The staged chapter without outputs, with a note under its title that says why."""
+    notebook = stage(chapter)
+    note = f"**Not executed in this build.** {reason}"
+    notebook.cells.insert(1, nbformat.v4.new_markdown_cell("\n".join(f"> {line}" for line in note.splitlines())))
+    return notebook
+
+
 def execute(chapter: str, around: bytes) -> float:
     """Stage and execute one chapter into _book/src; returns the seconds it took, 0 when the kept outputs still hold."""
     notebook = stage(chapter)
@@ -93,7 +101,14 @@ def execute(chapter: str, around: bytes) -> float:
     if not kept.is_file():
         client = NotebookClient(notebook, timeout=SECONDS_A_NOTEBOOK, kernel_name="python3", extra_arguments=["--IPKernelApp.log_level=40"],
                                 skip_cells_with_tag="skip-execution", resources={"metadata": {"path": str((ROOT / chapter).parent)}})
-        client.execute()
+        try:
+            client.execute()
+        except CellExecutionError as error:
+            if error.ename != "DataError" or Path(chapter).parent.name != "experiments":
+                raise
+            # An experiment on data that is not here: the page shows its code and says how to get the data; nothing is kept.
+            nbformat.write(unexecuted(chapter, error.evalue), target)
+            return time.perf_counter() - started
         for cell in notebook.cells:  # progress bars and warnings belong to the log, not to the page
             if cell.cell_type == "code":
                 cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]

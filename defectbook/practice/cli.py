@@ -46,6 +46,49 @@ def _runs(args: argparse.Namespace) -> None:
         print(f"{run.folder.parent.name}/{run.id}  {figures}  [{run.provenance['preset']}{', stale' if run.stale else ''}]")
 
 # %% ../../nbs/practice/65_cli.ipynb #a5e37757
+def _data_list(args: argparse.Namespace) -> None:
+    from defectbook.data.fetching import list_data
+
+    for name, row in list_data().iterrows():
+        print(f"{name:22} {row['size']:>9}  {row['licence']}\n{'':22} {row['title']}\n{'':22} "
+              + (f"found at {row['found']}" if row["found"] else f"not here; {row['get']}: {row['page'] or 'give its folder as root'}"))
+
+
+def _data_fetch(args: argparse.Namespace) -> None:
+    from defectbook.data.fetching import fetch_data
+
+    print(f"{args.name} is at {fetch_data(args.name, args.target, args.archive)}")
+
+
+def _data_check(args: argparse.Namespace) -> None:
+    from defectbook.core import DataError
+    from defectbook.data.fetching import check_data
+
+    report = check_data(args.name, args.root, args.deep)
+    print(report)
+    if not report.ok:
+        raise DataError(report.problem)
+
+# %% ../../nbs/practice/65_cli.ipynb #88dc4e81
+def _add_data_commands(commands: argparse._SubParsersAction) -> list[argparse.ArgumentParser]:
+    """`defectbook data list | fetch | check`; returns their parsers."""
+    data = commands.add_parser("data", help="list, fetch or check data sets", description="The data sets that defectbook can read.")
+    actions = data.add_subparsers(title="actions", metavar="ACTION", required=True)
+    listing = actions.add_parser("list", help="licence, size, and where each was found")
+    listing.set_defaults(command=_data_list)
+    fetch = actions.add_parser("fetch", help="download, verify and unpack a set", epilog="example: defectbook data fetch btad --archive btad.zip")
+    fetch.add_argument("name")
+    fetch.add_argument("--target", metavar="FOLDER", help="the folder it becomes (default: below DEFECTBOOK_DATA or data/raw)")
+    fetch.add_argument("--archive", metavar="FILE", help="unpack this local file instead of downloading")
+    fetch.set_defaults(command=_data_fetch)
+    check = actions.add_parser("check", help="look through a set and name its first problem")
+    check.add_argument("name")
+    check.add_argument("--root", metavar="FOLDER", help="where it lies (default: the search order)")
+    check.add_argument("--deep", action="store_true", help="decode every image")
+    check.set_defaults(command=_data_check)
+    return [listing, fetch, check]
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the `defectbook` command."""
     parser = argparse.ArgumentParser("defectbook", description="Five papers on finding defects: run their experiments, read their results.",
@@ -67,7 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
     runs.add_argument("--store", default="", metavar="FOLDER", help="default: DEFECTBOOK_STORE, or the nearest data/results")
     runs.set_defaults(command=_runs)
 
-    for command in (run, runs):
+    for command in (run, runs, *_add_data_commands(commands)):
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
