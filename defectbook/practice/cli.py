@@ -35,6 +35,13 @@ def _run(args: argparse.Namespace) -> None:
     print(f"executed notebook: {executed}")
 
 
+def _figures(metrics) -> str:
+    """The figures of a run on one line: the means by category and metric, and how many each was taken over."""
+    groups = metrics.groupby(["category", "metric"], sort=False).value
+    return ", ".join(f"{category} {metric} {values.mean():.4f}" + (f" (mean of {len(values)})" if len(values) > 1 else "")
+                     for (category, metric), values in groups)
+
+
 def _runs(args: argparse.Namespace) -> None:
     from defectbook.practice.runs import RunStore  # torch is imported only where it is needed
 
@@ -42,8 +49,7 @@ def _runs(args: argparse.Namespace) -> None:
     runs = store.runs(args.experiment or "*")
     print(f"{len(runs)} runs in {store.path}")
     for run in runs:
-        figures = ", ".join(f"{row.category} {row.metric} {row.value:.4f}" for row in run.metrics.itertuples())
-        print(f"{run.folder.parent.name}/{run.id}  {figures}  [{run.provenance['preset']}{', stale' if run.stale else ''}]")
+        print(f"{run.folder.parent.name}/{run.id}  {_figures(run.metrics)}  [{run.provenance['preset']}{', stale' if run.stale else ''}]")
 
 # %% ../../nbs/practice/65_cli.ipynb #a5e37757
 def _data_list(args: argparse.Namespace) -> None:

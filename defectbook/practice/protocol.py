@@ -17,7 +17,8 @@ import pandas as pd
 
 from ..core import DataError, ParameterError, Prediction, Sample, unknown
 from ..data.datasets import Dataset
-from ..metrics.pixel import auroc
+from ..metrics.pixel import auroc, dice_oracle, f1_max_oracle
+from ..metrics.region import aupro
 
 # %% ../../nbs/practice/60_protocol.ipynb #12facaa9
 class Detector(Protocol):
@@ -30,15 +31,18 @@ class Detector(Protocol):
 # %% ../../nbs/practice/60_protocol.ipynb #195dbbf9
 @dataclass(frozen=True)
 class Metric:
-    """A figure computed from arrays: `function(scores, labels) -> float`, on images or on pixels."""
+    """A figure computed from arrays: `function(scores, labels)` of images, or `function(maps, masks)` of pixels."""
 
     level: str  # "image" or "pixel"
-    function: Callable[[np.ndarray, np.ndarray], float]
+    function: Callable[[Sequence[np.ndarray] | np.ndarray, Sequence[np.ndarray] | np.ndarray], float]
 
 
 METRICS: dict[str, Metric] = {
     "image_auroc": Metric("image", auroc),
     "pixel_auroc": Metric("pixel", auroc),
+    "aupro": Metric("pixel", aupro),
+    "pixel_f1_max": Metric("pixel", lambda maps, masks: f1_max_oracle(maps, masks).value),
+    "dice_oracle": Metric("pixel", lambda maps, masks: dice_oracle(maps, masks, "images").value),
 }
 
 
@@ -55,9 +59,8 @@ def compute_metric(name: str, prediction: Prediction, samples: Sequence[Sample])
         return float(metric.function(prediction.scores, np.array([sample.label > 0 for sample in samples])))
     if not any(sample.mask_source is not None for sample in samples):
         raise DataError(f"metric {name!r}: no test image has a mask; use image metrics or annotate some defects")
-    maps, masks = zip(*((m, s.mask) for m, s in zip(prediction.maps, samples, strict=True) if s.mask_source is not None or not s.label),
-                      strict=True)
-    return float(metric.function(np.concatenate([m.ravel() for m in maps]), np.concatenate([m.ravel() > 0 for m in masks])))
+    known = [i for i, sample in enumerate(samples) if sample.mask_source is not None or not sample.label]
+    return float(metric.function([prediction.maps[i] for i in known], [samples[i].mask > 0 for i in known]))
 
 # %% ../../nbs/practice/60_protocol.ipynb #d49a5855
 @dataclass(frozen=True)

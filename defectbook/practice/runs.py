@@ -59,7 +59,7 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str:
-    """The commit of the checkout that holds the library, with "+" when it has uncommitted changes; empty outside a checkout."""
+    """The commit of the checkout that holds the library, with "+" when code is not committed; empty outside a checkout."""
     root = _library_folder().parent
     if not (root / ".git").exists():
         return ""
@@ -67,7 +67,7 @@ def _commit() -> str:
     def git(*words: str) -> str:
         return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True).stdout.strip()
 
-    return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", "defectbook", "nbs") else "")
 
 
 def provenance(device: str, preset: str, seconds: Mapping[str, float], **hashes: str) -> dict[str, Any]:
