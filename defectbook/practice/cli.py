@@ -36,10 +36,10 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _figures(metrics) -> str:
-    """The figures of a run on one line: the means by category and metric, and how many each was taken over."""
-    groups = metrics.groupby(["category", "metric"], sort=False).value
-    return ", ".join(f"{category} {metric} {values.mean():.4f}" + (f" (mean of {len(values)})" if len(values) > 1 else "")
-                     for (category, metric), values in groups)
+    """The figures of a run on one line: the means by method, category and metric, and how many each was taken over."""
+    groups = metrics.groupby(["method", "category", "metric"], sort=False).value
+    return ", ".join(f"{method} {category} {metric} {values.mean():.4f}" + (f" (mean of {len(values)})" if len(values) > 1 else "")
+                     for (method, category, metric), values in groups)
 
 
 def _runs(args: argparse.Namespace) -> None:
