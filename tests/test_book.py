@@ -52,7 +52,7 @@ def site():
 
 
 def pages(site):
-    return [path for path in sorted(site.rglob("*.html")) if path.name not in ("genindex.html", "search.html")]
+    return [path for path in sorted(site.rglob("*.html")) if path.name not in ("genindex.html", "search.html") and "_static" not in path.parts]
 
 
 @pytest.mark.slow
@@ -114,6 +114,6 @@ measure();
     dom = subprocess.run([chromium(), *[flag for flag in FLAGS if "virtual" not in flag], "--virtual-time-budget=120000", "--window-size=1400,900",
                           f"--user-data-dir={tmp_path / 'profile'}", "--disable-web-security", "--dump-dom", probe.as_uri()],
                          capture_output=True, text=True, timeout=300).stdout
-    measured = {name: int(size) for name, size in re.findall(r"(\S+\.html) (\d+)", dom)}
+    measured = {name: int(size) for name, size in re.findall(r"([\w./-]+\.html) (\d+)", dom)}
     assert set(measured) == set(names), dom[:500]
     assert {name: size for name, size in measured.items() if size > width} == {}
