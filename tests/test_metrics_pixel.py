@@ -1,6 +1,5 @@
 """Pixel metrics against scikit-learn, brute force and their own promises."""
 
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn import metrics as sk
 
+from benchmarks.metrics import peak_of
 from defectbook.core import DataError, ParameterError
 from defectbook.metrics import pixel
 from defectbook.metrics.pixel import Counts, PixelStream, rank_pixels
@@ -195,21 +195,12 @@ def test_the_input_is_left_as_it_was_and_may_be_read_only(tmp_path):
     assert np.array_equal(scores, before)
 
 
-def _peak(function) -> int:
-    tracemalloc.start()
-    try:
-        function()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-
-
 def test_memory_stays_below_six_times_the_scores():
     rng = np.random.default_rng(0)
     scores = rng.standard_normal((64, 256, 256)).astype(np.float32)
     for share in (0.01, 0.2):
         labels = (rng.random(scores.shape) < share).astype(np.uint8)
-        assert _peak(lambda labels=labels: rank_pixels(scores, labels).auroc()) < 6 * scores.nbytes
+        assert peak_of(lambda labels=labels: rank_pixels(scores, labels).auroc()) < 6 * scores.nbytes
 
 
 def test_memory_of_a_stream_is_fixed():
@@ -222,7 +213,7 @@ def test_memory_of_a_stream_is_fixed():
             stream.update(scores, scores > 1)
         stream.ranking().average_precision_bounds()
 
-    few, many = _peak(lambda: run(2)), _peak(lambda: run(40))
+    few, many = peak_of(lambda: run(2)), peak_of(lambda: run(40))
     assert many < 200e6 and many < 1.1 * few
 
 

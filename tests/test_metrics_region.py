@@ -1,6 +1,5 @@
 """Region metrics against a slow reference that follows the definition to the letter."""
 
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
+from benchmarks.metrics import peak_of
 from defectbook.core import ParameterError
 from defectbook.metrics import region
 from defectbook.metrics.pixel import auroc
@@ -176,21 +176,12 @@ def test_streamed_and_exact_values_lie_within_the_promised_bounds(data, bits, li
         assert abs(streamed.aupro(limit) - exact.aupro(limit)) < 1e-12
 
 
-def _peak(function) -> int:
-    tracemalloc.start()
-    try:
-        function()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-
-
 def test_memory_of_exact_and_streamed_aupro():
     rng = np.random.default_rng(0)
     masks = np.zeros((64, 256, 256), np.uint8)
     masks[::2, 40:90, 40:90] = 1
     maps = rng.standard_normal(masks.shape).astype(np.float32) + masks
-    assert _peak(lambda: rank_regions(maps, masks).aupro()) < 6 * maps.nbytes
+    assert peak_of(lambda: rank_regions(maps, masks).aupro()) < 6 * maps.nbytes
 
     def stream(images: int) -> None:
         stream = RegionStream()
@@ -198,7 +189,7 @@ def test_memory_of_exact_and_streamed_aupro():
             stream.update(one, mask)
         stream.ranking().aupro_bounds()
 
-    few, many = _peak(lambda: stream(4)), _peak(lambda: stream(64))
+    few, many = peak_of(lambda: stream(4)), peak_of(lambda: stream(64))
     assert many < 200e6 and many < 1.1 * few
 
 

@@ -64,9 +64,10 @@ class PatchCore:
         """Remember the patches of `samples`, which must all be normal. Raises `DataError` for none, or for a defective one."""
         if not len(samples):
             raise DataError("no normal images to fit; give at least one sample with label 0")
-        if defective := [sample.name for sample in samples if sample.label]:
-            raise DataError(f"{defective[0]}: label {1} among the normal images to fit ({len(defective)} such); leave defects out")
-        features = np.concatenate([e.reshape(-1, e.shape[-1]) for _, e in self._embeddings(samples, "fitting")])
+        if defective := [sample for sample in samples if sample.label]:
+            raise DataError(f"{defective[0].name}: label {defective[0].label} among the normal images to fit ({len(defective)} such); "
+                            "leave defects out")
+        features = np.concatenate([batch.embeddings.reshape(-1, batch.embeddings.shape[-1]) for batch in self._embeddings(samples, "fitting")])
         kept = reduce_features(features, *(self.parameters[name] for name in ("coreset", "ratio", "seed")))
         self.bank = MemoryBank(kept)
         return self
@@ -76,11 +77,11 @@ class PatchCore:
         if self.bank is None:
             raise ParameterError("this PatchCore has no memory yet; call fit with normal samples, or load a saved one")
         maps, scores = [], []
-        for batch, embeddings in self._embeddings(samples, "predicting"):
+        for _, sizes, embeddings in self._embeddings(samples, "predicting"):
             distances, _ = self.bank.search(embeddings.reshape(-1, embeddings.shape[-1]))
-            for sample, grid in zip(batch, distances.reshape(embeddings.shape[:3]), strict=True):
+            for size, grid in zip(sizes, distances.reshape(embeddings.shape[:3]), strict=True):
                 scores.append(grid.max())
-                maps.append(self._full_size(grid, sample.image.shape[:2]))
+                maps.append(self._full_size(grid, size))
         return Prediction(maps, np.array(scores))
 
     def _full_size(self, grid: np.ndarray, size: tuple[int, int]) -> np.ndarray:
