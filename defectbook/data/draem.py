@@ -152,7 +152,7 @@ class TextureFolder:
             raise DataError(f"{folder}: no such folder of textures; give a folder of images, or use GeneratedTextures()")
         self.files = sorted(p for p in self.folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
         if not self.files:
-            raise DataError(f"{folder}: holds no image ({', '.join(IMAGE_SUFFIXES)}); add textures, or use GeneratedTextures()")
+            raise DataError(f"{folder}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); add textures, or use GeneratedTextures()")
         self._memory: OrderedDict[Path, np.ndarray] = OrderedDict()
 
     def __len__(self) -> int:
