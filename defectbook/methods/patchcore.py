@@ -56,7 +56,7 @@ class PatchCore:
         self.backbone = Backbone(backbone, layers, weights, device, download)
         self.bank: MemoryBank | None = None
 
-    def _embeddings(self, samples: Sequence[Sample], description: str):
+    def embeddings(self, samples: Sequence[Sample], description: str):
         chosen = {name: self.parameters[name] for name in ("image_size", "batch_size", "pool", "grid")}
         return stream_embeddings(self.backbone, samples, **chosen, description=description)
 
@@ -67,7 +67,7 @@ class PatchCore:
         if defective := [sample for sample in samples if sample.label]:
             raise DataError(f"{defective[0].name}: label {defective[0].label} among the normal images to fit ({len(defective)} such); "
                             "leave defects out")
-        features = np.concatenate([batch.embeddings.reshape(-1, batch.embeddings.shape[-1]) for batch in self._embeddings(samples, "fitting")])
+        features = np.concatenate([batch.embeddings.reshape(-1, batch.embeddings.shape[-1]) for batch in self.embeddings(samples, "fitting")])
         kept = reduce_features(features, *(self.parameters[name] for name in ("coreset", "ratio", "seed")))
         self.bank = MemoryBank(kept)
         return self
@@ -77,14 +77,14 @@ class PatchCore:
         if self.bank is None:
             raise ParameterError("this PatchCore has no memory yet; call fit with normal samples, or load a saved one")
         maps, scores = [], []
-        for _, sizes, embeddings in self._embeddings(samples, "predicting"):
+        for _, sizes, embeddings in self.embeddings(samples, "predicting"):
             distances, _ = self.bank.search(embeddings.reshape(-1, embeddings.shape[-1]))
             for size, grid in zip(sizes, distances.reshape(embeddings.shape[:3]), strict=True):
                 scores.append(grid.max())
-                maps.append(self._full_size(grid, size))
+                maps.append(self.full_size(grid, size))
         return Prediction(maps, np.array(scores))
 
-    def _full_size(self, grid: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    def full_size(self, grid: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """The grid (h, w) as a map at `size`: interpolated and blurred at the working size, then brought to the image's."""
         side = self.parameters["image_size"]
         return resize_map(gaussian_filter(resize_map(grid, (side, side)), self.parameters["sigma"]), size)
