@@ -159,16 +159,13 @@ class NeighbourhoodModel:
 
 def fit_neighbourhood(features: np.ndarray, grid: tuple[int, int], labels: np.ndarray, words: int, *, side: int = 9, skip: int | None = None,
                       reduced: int | None = None, depth: int = 10, width: int = 2048, dropout: float = 0.1, temperature: float = 2.0,
-                      learning_rate: float = 1e-3, decay_every: int = 5, epochs: int = 15, batch_size: int = 2048, held_out: float = 0.1,
-                      held_out_unit: str = "images", seed: int = 0, device: str = "cpu", folder: Path | None = None,
-                      ) -> tuple[NeighbourhoodModel, list[dict[str, float]], np.ndarray]:
-    """Train a `NeighbourhoodModel`. Returns it, the losses of each epoch, and which patches were held out (bool (M,)).
+                      learning_rate: float = 1e-3, decay_every: int = 5, epochs: int = 15, batch_size: int = 2048, held: np.ndarray,
+                      seed: int = 0, device: str = "cpu", folder: Path | None = None) -> tuple[NeighbourhoodModel, list[dict[str, float]]]:
+    """Train a `NeighbourhoodModel`. Returns it and the losses of each epoch.
 
-    features: float32 (M, C), image after image. grid: (h, w) of an image's patches. labels: the words, int (M,).
+    features: float32 (M, C), image after image. grid: (h, w) of an image's patches. labels: the words, int (M,). held: which patches are held out, bool (M,).
     folder: where a killed training resumes from. Raises `DataError` or `ParameterError` on input that cannot be trained on.
     """
-    patches = grid[0] * grid[1]
-    held = hold_out(len(features) // patches, patches, held_out, held_out_unit, seed)
     inputs = Reduction.fit(features, reduced)
     flat = torch.from_numpy(inputs(features)).to(device)
     windows = torch.from_numpy(window_indices(*grid, side, skip)).to(device)
@@ -177,7 +174,7 @@ def fit_neighbourhood(features: np.ndarray, grid: tuple[int, int], labels: np.nd
         network = build_mlp(windows.shape[1] * flat.shape[1], words, depth, width, dropout).to(device)
     identity = {"features": list(features.shape), "sum": float(flat.sum(dtype=torch.float64)), "labels": int(answers.sum()), "side": side, "skip": skip,
                 "words": words, "depth": depth, "width": width, "dropout": dropout, "learning_rate": learning_rate, "decay_every": decay_every,
-                "batch_size": batch_size, "held_out": [held_out, held_out_unit], "seed": seed}
+                "batch_size": batch_size, "held": int(np.flatnonzero(held).sum()), "seed": seed}
     training = Training(network, torch.optim.Adam(network.parameters(), learning_rate), folder, identity)
     rows, asked = (torch.from_numpy(np.flatnonzero(chosen)).to(device) for chosen in (~held, held))
     for epoch in progress(range(training.rounds, epochs), "neighbourhood epochs"):
@@ -189,7 +186,7 @@ def fit_neighbourhood(features: np.ndarray, grid: tuple[int, int], labels: np.nd
             batches = [batch for batch in order.split(batch_size) if len(batch) > 1]
             losses = [_train_step(training, gather_windows(flat, windows, batch), answers[batch]) for batch in batches]
         training.finish_round(train=float(np.mean(losses)), held_out=_loss(network, flat, windows, answers, asked))
-    return NeighbourhoodModel(training.restore_best(), inputs, side, skip, temperature, device), training.history, held
+    return NeighbourhoodModel(training.restore_best(), inputs, side, skip, temperature, device), training.history
 
 
 def _train_step(training: Training, windows: Tensor, answers: Tensor) -> float:
