@@ -311,8 +311,8 @@ def _checked(features: np.ndarray, keep: int) -> np.ndarray:
         raise ParameterError(f"a coreset of {keep} from {len(features)} features; keep at least 1 and at most all of them")
     needed, free = estimate_coreset_memory(*features.shape, keep, mapped=True), available_memory()
     if needed > free:
-        raise ParameterError(f"a coreset of {keep} from {len(features)} x {features.shape[1]} features needs {needed / 1e6:.0f} MB beside them, "
-                             f"{free / 1e6:.0f} MB are free; keep fewer, project to fewer dimensions or choose at random")
+        raise ParameterError(f"a coreset of {keep} from {len(features)} x {features.shape[1]} features needs {needed / 1e6:.0f} MB "
+                             f"beside them, {free / 1e6:.0f} MB are free; keep fewer, project to fewer dimensions or choose at random")
     return features
 
 
@@ -352,11 +352,12 @@ def available_memory() -> float:
 
 
 def estimate_coreset_memory(count: int, dimensions: int, keep: int, mapped: bool = False) -> int:
-    """Bytes that `select_greedy` of `keep` from (count, dimensions) takes at most, the features included unless they are `mapped`."""
+    """Bytes that `select_greedy` of `keep` from (count, dimensions) takes, with some to spare, the features included unless they are `mapped`."""
     state = 72 * count  # norms, slack, bounds, choices seen; copies of the bounds and indices while points are brought up to date
-    pool = int(np.clip(count // 16, min(count, 1024), 32768)) * (12 * dimensions + 128)
-    blocks = 4 * keep * dimensions + 3 * 4096 * 4 * dimensions + 8 * 4_000_000 + 512 * 24 * dimensions
-    return state + pool + blocks + (0 if mapped else 4 * count * dimensions)
+    rows, pool = min(count, 4096), int(np.clip(count // 16, min(count, 1024), 32768))
+    points = 4 * dimensions * (keep + 2 * rows + 2 * pool) + 24 * dimensions * min(count, 512)
+    products = 4 * min(4_000_000, rows * keep) + 24 * min(500_000, pool * keep) + 128 * pool
+    return state + points + products + (0 if mapped else 4 * count * dimensions)
 
 
 def collect_features(blocks: Iterable[np.ndarray], count: int, dimensions: int, limit_mb: float | None = None,
@@ -375,15 +376,18 @@ def collect_features(blocks: Iterable[np.ndarray], count: int, dimensions: int, 
             features[first:first + len(block)] = block
         return features
     folder = make_folder(folder or tempfile.gettempdir())
-    print(f"{count} x {dimensions} features are {size / 1e6:.0f} MB, above the limit of {limit / 1e6:.0f} MB: kept in a file in {folder}", file=sys.stderr)
+    print(f"{count} x {dimensions} features are {size / 1e6:.0f} MB, above the limit of {limit / 1e6:.0f} MB: kept in a file in {folder}",
+          file=sys.stderr)
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             for _, block in _placed(blocks, count, dimensions):
-                file.write(np.ascontiguousarray(block, np.float32).tobytes())  # written, not mapped: a full disk is then an error and no crash
+                # Written, not mapped: a full disk is then an error and no crash.
+                file.write(np.ascontiguousarray(block, np.float32).tobytes())
             file.flush()
             return np.memmap(file, np.float32, "r", shape=(count, dimensions))
     except OSError as error:
-        raise DataError(f"{folder}: cannot hold {size / 1e6:.0f} MB of features ({error.strerror or error}); give another folder") from error
+        reason = error.strerror or error
+        raise DataError(f"{folder}: cannot hold {size / 1e6:.0f} MB of features ({reason}); give another folder") from error
 
 
 def _placed(blocks: Iterable[np.ndarray], count: int, dimensions: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -391,7 +395,7 @@ def _placed(blocks: Iterable[np.ndarray], count: int, dimensions: int) -> Iterat
     first = 0
     for block in blocks:
         if block.shape[-1] != dimensions:
-            raise DataError(f"features of {block.shape[-1]} dimensions among those of {dimensions}; use one backbone and its layers throughout")
+            raise DataError(f"features of {block.shape[-1]} dimensions among those of {dimensions}; use one backbone throughout")
         block = block.reshape(-1, dimensions)
         if first + len(block) > count:
             raise DataError(f"at least {first + len(block)} features where {count} were announced; count images and grid again")
