@@ -4,27 +4,43 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SCORES', 'PLAIN', 'VARIANTS', 'reduce_features', 'check_normal', 'resolve_choices', 'top_mean', 'reweighting',
-           'PatchCore']
+           'kept_blocks', 'PatchCore']
 
 # %% ../../nbs/methods/40_patchcore.ipynb #ffefefdd
+import io
 import json
+import shutil
+import sys
 from collections.abc import Iterator, Sequence
+from itertools import chain, takewhile
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 from scipy.ndimage import gaussian_filter
 
-from ..core import DataError, ParameterError, Prediction, Sample, WeightsError, resize_map, unknown, whole_folder
-from ..models.coreset import coreset_size, select_greedy, select_random
+from defectbook.core import (
+    DataError,
+    ParameterError,
+    Prediction,
+    Sample,
+    WeightsError,
+    resize_map,
+    sha256_json,
+    unknown,
+    whole_folder,
+    write_whole,
+)
+from ..models.coreset import collect_features, coreset_size, select_greedy, select_random
 from ..models.features import Backbone, Embedded, stream_embeddings
 from ..models.memory import MemoryBank
 
 # %% ../../nbs/methods/40_patchcore.ipynb #1108603c
-def reduce_features(features: np.ndarray, coreset: str, ratio: float, seed: int) -> np.ndarray:
+def reduce_features(features: np.ndarray, coreset: str, ratio: float, seed: int, checkpoint: Path | None = None,
+                    device: str = "cpu") -> np.ndarray:
     """The rows of `features` (M, C) that the bank keeps: all ("none"), a random part, or the greedy k-centre coreset.
 
-    ratio: the part kept, above 0 and at most 1 (ignored by "none").
+    ratio: the part kept, above 0 and at most 1 (ignored by "none"). checkpoint, device: of the greedy search, see `models.coreset`.
     """
     if coreset == "none":
         return features
@@ -32,7 +48,7 @@ def reduce_features(features: np.ndarray, coreset: str, ratio: float, seed: int)
     if coreset == "random":
         return features[select_random(len(features), keep, seed)]
     if coreset == "greedy":
-        return features[select_greedy(features, keep)]
+        return features[select_greedy(features, keep, checkpoint=checkpoint, device=device)]
     raise ParameterError(unknown("coreset", coreset, ("none", "random", "greedy")))
 
 
@@ -85,6 +101,33 @@ def reweighting(bank: MemoryBank, patches: np.ndarray, matched: np.ndarray, neig
     largest = distances.max(axis=1, keepdims=True)
     return 1 - np.exp(own - largest[:, 0]) / np.exp(distances - largest).sum(axis=1)
 
+# %% ../../nbs/methods/40_patchcore.ipynb #e8358175
+def kept_blocks(detector: "PatchCore", samples: Sequence[Sample], folder: Path) -> Iterator[np.ndarray]:
+    """Embeddings (n, h, w, C) batch by batch: those that `folder` keeps, then the others, each written whole before it is yielded.
+
+    Raises `DataError` when the folder belongs to other images, or to features made in another way.
+    """
+    remedy = "give another folder, or remove this one to begin anew"
+    owner = {"features": detector.backbone.fingerprint, **detector.seen, "images": sha256_json([sample.name for sample in samples])}
+    record, size = folder / "owner.json", detector.parameters["batch_size"]
+    if not record.is_file():
+        write_whole(record, json.dumps(owner, indent=1))
+    found = json.loads(record.read_text())
+    if differing := [name for name in owner if found.get(name) != owner[name]]:
+        raise DataError(f"{folder}: keeps a fit with other {', '.join(differing)}; {remedy}")
+    batches = [folder / f"batch{number:06}.npy" for number in range(-(-len(samples) // size))]
+    kept = [np.load(path, mmap_mode="r") for path in takewhile(Path.is_file, batches)]
+    if kept:
+        again = next(detector.embeddings(samples[:1])).embeddings[0]
+        if not np.allclose(again, kept[0][0], rtol=0, atol=0.01 * np.abs(again).max()):
+            raise DataError(f"{folder}: keeps features of another image than {samples[0].name} is now; {remedy}")
+        yield from kept
+    for path, batch in zip(batches[len(kept):], detector.embeddings(samples[len(kept) * size:], "fitting"), strict=True):
+        content = io.BytesIO()
+        np.save(content, batch.embeddings)
+        write_whole(path, content.getvalue())
+        yield batch.embeddings
+
 # %% ../../nbs/methods/40_patchcore.ipynb #74e2af46
 class PatchCore:
     """Nearest-neighbour anomaly detection on frozen features (Roth et al. 2022).
@@ -114,24 +157,51 @@ class PatchCore:
         self.backbone = Backbone(backbone, layers, weights, device, download)
         self.bank: MemoryBank | None = None
 
+    @property
+    def seen(self) -> dict[str, str | int]:
+        """The parameters that decide the embeddings."""
+        names = ("image_size", "batch_size", "pool", "grid")
+        return {name: self.parameters[name] for name in names} | {name: self.choices[name] for name in ("pooling", "dimensions")}
+
     def embeddings(self, samples: Sequence[Sample], description: str = "embedding") -> Iterator[Embedded]:
         """The samples' patch embeddings as this detector sees them, batch by batch."""
-        chosen = {name: self.parameters[name] for name in ("image_size", "batch_size", "pool", "grid")}
-        chosen |= {name: self.choices[name] for name in ("pooling", "dimensions")}
-        return stream_embeddings(self.backbone, samples, **chosen, description=description)
+        return stream_embeddings(self.backbone, samples, **self.seen, description=description)
 
-    def fit(self, samples: Sequence[Sample]) -> "PatchCore":
+    def features(self, samples: Sequence[Sample], checkpoint: Path | str | None = None) -> np.ndarray:
+        """All patch embeddings of `samples` as rows (images * h * w, C), image after image, mapped to disk if memory is short.
+
+        checkpoint: a folder that keeps them batch by batch under "patchcore"; what it holds already is not computed again.
+        """
+        if checkpoint is None:
+            blocks = (batch.embeddings for batch in self.embeddings(samples, "fitting"))
+        else:
+            blocks = kept_blocks(self, samples, Path(checkpoint) / "patchcore")
+        first = next(blocks)
+        shape = (len(samples) * first.shape[1] * first.shape[2], first.shape[3])
+        if (size := 4e-6 * shape[0] * shape[1]) > 100:
+            print(f"{len(samples)} images x {first.shape[1]} x {first.shape[2]} patches x {shape[1]} dimensions: {size:.0f} MB of features",
+                  file=sys.stderr)
+        return collect_features(chain([first], blocks), *shape, folder=checkpoint)
+
+    def fit(self, samples: Sequence[Sample], checkpoint: Path | str | None = None) -> "PatchCore":
         """Remember the patches of `samples`, which must all be normal.
 
-        Raises `DataError` for none, or for a defective one; `ParameterError` when fewer patches remain than neighbours are asked for.
+        checkpoint: a folder for unfinished work: when a fit was killed, the same call with it goes on from there. It takes as much
+        disk as all features, and what this fit put there is removed at the end.
+        Raises `DataError` for no sample, a defective one, or a checkpoint of other images or parameters; `ParameterError` when fewer
+        patches remain than neighbours are asked for; `StoreError` when the checkpoint cannot be written.
         """
         check_normal(samples)
-        features = np.concatenate([batch.embeddings.reshape(-1, batch.embeddings.shape[-1]) for batch in self.embeddings(samples, "fitting")])
-        keep = len(features) if self.parameters["coreset"] == "none" else coreset_size(len(features), self.parameters["ratio"])
+        features = self.features(samples, checkpoint)
+        coreset, ratio, seed = (self.parameters[name] for name in ("coreset", "ratio", "seed"))
+        keep = len(features) if coreset == "none" else coreset_size(len(features), ratio)
         if keep < self.needed:
             raise ParameterError(f"{self.needed} neighbours, but {len(samples)} normal images leave a bank of {keep} patches; "
                                  "give more images, raise ratio, or ask for fewer neighbours")
-        self.bank = MemoryBank(reduce_features(features, *(self.parameters[name] for name in ("coreset", "ratio", "seed"))))
+        progress_file = None if checkpoint is None else Path(checkpoint) / "patchcore" / "coreset.json"
+        self.bank = MemoryBank(reduce_features(features, coreset, ratio, seed, progress_file, self.backbone.device))
+        if checkpoint is not None:
+            shutil.rmtree(Path(checkpoint) / "patchcore")
         return self
 
     @property
