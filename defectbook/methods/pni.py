@@ -9,6 +9,8 @@ __all__ = ['CORRECTED', 'VARIANTS', 'SCORING', 'TAUS', 'COMBINE', 'TERMS', 'IMAG
 # %% ../../nbs/methods/41_pni.ipynb #58025f37
 import copy
 import json
+import math
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -139,14 +141,21 @@ class PNI:
         return None if self.choices["skip"] is None else self.parameters["neighbourhood"] ** 2 // 2 + 1
 
     def fit(self, samples: Sequence[Sample], checkpoint: Path | str | None = None) -> "PNI":
-        """Learn from normal `samples`. With `checkpoint`, a folder, a killed fit goes on where it was."""
+        """Learn from normal `samples`.
+
+        checkpoint: a folder for unfinished work: when a fit was killed, the same call with it goes on from there; what it put there is
+        removed at the end. Raises `DataError` for no sample, a single one, a defective one, or a checkpoint of other images.
+        """
         check_normal(samples)
-        batches = [batch.embeddings for batch in self.patchcore.embeddings(samples, "fitting")]
-        height, width, channels = batches[0].shape[1:]
-        features = np.concatenate([batch.reshape(-1, channels) for batch in batches])
         folder = Path(checkpoint) if checkpoint is not None else None
-        order = select_greedy(features, coreset_size(len(features), self.parameters["ratio"]))
-        self.remember(features, order, (height, width), folder)
+        features = self.patchcore.features(samples, folder)
+        keep = coreset_size(len(features), self.parameters["ratio"])
+        order = select_greedy(features, keep, checkpoint=folder / "patchcore" / "coreset.json" if folder else None, device=self.backbone.device)
+        side = math.isqrt(len(features) // len(samples))  # images are squares, so the grid is one
+        self.remember(features, order, (side, side), folder)
+        if folder is not None:
+            for part in ("patchcore", "neighbourhood"):
+                shutil.rmtree(folder / part, ignore_errors=True)
         return self
 
     def remember(self, features: np.ndarray, order: np.ndarray, grid: tuple[int, int], folder: Path | None = None) -> None:
@@ -266,7 +275,8 @@ class PNI:
             raise ParameterError(f"{folder}: exists already; choose a new folder")
         tensors = {"position": self.position, "item_words": self.item_words}
         if self.network is not None:
-            tensors |= {"mean": self.network.inputs.mean, "basis": self.network.inputs.basis}
+            inputs = self.network.inputs
+            tensors |= {} if inputs.basis is None else {"mean": inputs.mean, "basis": inputs.basis}
             tensors |= {f"network/{name}": value.cpu().numpy() for name, value in self.network.network.state_dict().items()}
         with whole_folder(folder) as draft:
             self.patchcore.save(draft / "patchcore")
@@ -287,11 +297,10 @@ class PNI:
         detector = cls(**parameters, weights=weights, device=device)
         detector.patchcore = PatchCore.load(Path(folder) / "patchcore", weights, device)
         detector.position, detector.item_words, detector.taus, detector.history = position, item_words, taus, history
-        if "basis" in tensors:
-            inputs = Reduction(tensors["mean"], tensors["basis"])
-            side, depth = detector.mlp["side"], detector.mlp["depth"]
-            network = build_mlp((side * side - 1) * inputs.basis.shape[1], position.shape[-1], depth, detector.mlp["width"], detector.mlp["dropout"])
-            prefix = "network/"
-            network.load_state_dict({name[len(prefix):]: torch.from_numpy(value) for name, value in tensors.items() if name.startswith(prefix)})
-            detector.network = NeighbourhoodModel(network, inputs, side, detector.skip, detector.mlp["temperature"], detector.backbone.device)
+        prefix = "network/"
+        if state := {name[len(prefix):]: torch.from_numpy(value) for name, value in tensors.items() if name.startswith(prefix)}:
+            network = build_mlp(state["0.weight"].shape[1], position.shape[-1], *(detector.mlp[name] for name in ("depth", "width", "dropout")))
+            network.load_state_dict(state)
+            detector.network = NeighbourhoodModel(network, Reduction(tensors.get("mean"), tensors.get("basis")), detector.mlp["side"], detector.skip,
+                                                  detector.mlp["temperature"], detector.backbone.device)
         return detector
