@@ -352,7 +352,7 @@ def available_memory() -> float:
 
 
 def estimate_coreset_memory(count: int, dimensions: int, keep: int, mapped: bool = False) -> int:
-    """Bytes that `select_greedy` of `keep` from (count, dimensions) takes, with some to spare, the features included unless they are `mapped`."""
+    """Bytes that `select_greedy` takes, with some to spare; the features (count, dimensions) are included unless they are `mapped`."""
     state = 72 * count  # norms, slack, bounds, choices seen; copies of the bounds and indices while points are brought up to date
     rows, pool = min(count, 4096), int(np.clip(count // 16, min(count, 1024), 32768))
     points = 4 * dimensions * (keep + 2 * rows + 2 * pool) + 24 * dimensions * min(count, 512)
