@@ -79,6 +79,10 @@ class Ensemble:
         self.scales: list[Scale] | None = None
 
     @property
+    def is_fitted(self) -> bool:
+        return self.scales is not None
+
+    @property
     def parameters(self) -> dict[str, Any]:
         """All that decides the result, JSON-able: the members' classes, versions and parameters, and the split."""
         members = [{"method": type(member).__name__, "version": member.version, **member.parameters} for member in self.detectors]

@@ -196,6 +196,10 @@ class PatchCore:
         return self
 
     @property
+    def is_fitted(self) -> bool:
+        return self.bank is not None
+
+    @property
     def needed(self) -> int:
         """How many items the bank must hold for the neighbours that are asked for."""
         return max(self.choices["nearest"], self.choices["neighbours"] if self.choices["image_score"] == "reweighted" else 1)

@@ -132,6 +132,10 @@ class PNI:
         return self.patchcore.backbone
 
     @property
+    def is_fitted(self) -> bool:
+        return self.position is not None
+
+    @property
     def terms(self) -> tuple[str, ...]:
         return tuple(self.parameters["terms"])
 
