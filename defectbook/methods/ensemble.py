@@ -46,19 +46,16 @@ def scale_of(prediction: Prediction, name: str = "detector") -> Scale:
 # %% ../../nbs/methods/42b_ensemble.ipynb #d73fea57
 def average(predictions: Iterable[Prediction]) -> Prediction:
     """The mean of several detectors' maps and scores, image by image. Raises `DataError` when their maps differ in size."""
-    total, count = None, 0
-    for count, prediction in enumerate(predictions, start=1):
-        if total is None:
-            total = Prediction([m.astype(np.float64) for m in prediction.maps], prediction.scores)
-            continue
-        for image, (sum_so_far, other) in enumerate(zip(total.maps, prediction.maps, strict=True)):
-            if sum_so_far.shape != other.shape:
-                raise DataError(f"image {image}: maps of {sum_so_far.shape} and {other.shape}; detectors give maps at the image's own size")
-            sum_so_far += other
-        total = Prediction(total.maps, total.scores + prediction.scores)
-    if total is None:
+    predictions = list(predictions)
+    if not predictions:
         raise ParameterError("an average of no predictions; give at least one")
-    return Prediction([(m / count).astype(np.float32) for m in total.maps], total.scores / count)
+    maps = []
+    for image, members in enumerate(zip(*(prediction.maps for prediction in predictions), strict=True)):
+        if len({member.shape for member in members}) > 1:
+            raise DataError(f"image {image}: maps of {', '.join(str(member.shape) for member in members)}; "
+                            "a detector gives maps at the image's own size")
+        maps.append(np.mean(members, axis=0, dtype=np.float64).astype(np.float32))
+    return Prediction(maps, np.mean([prediction.scores for prediction in predictions], axis=0))
 
 # %% ../../nbs/methods/42b_ensemble.ipynb #74968225
 class Ensemble:
