@@ -95,7 +95,7 @@ class KeptFit:
     """
 
     def __init__(self, make: Callable[[], Any], load: Callable[[Path], Any], samples: Sequence, folder: Path):
-        self._make, self._load, self._samples, self.folder = make, load, samples, Path(folder)
+        self._make, self._load, self.samples, self.folder = make, load, samples, Path(folder)
         self._detector: Any = None
         self.seconds = float("nan")
 
@@ -109,7 +109,7 @@ class KeptFit:
                 write_whole(self.folder.parent / ".gitignore", "*\n")  # what is kept for a while is not for the repository
                 started = time.perf_counter()
                 self._detector = self._make()
-                self._detector.fit(self._samples, checkpoint=self.folder / "checkpoint")
+                self._detector.fit(self.samples, checkpoint=self.folder / "checkpoint")
                 self.seconds = time.perf_counter() - started
                 write_whole(note, json.dumps(self.seconds))
                 shutil.rmtree(saved, ignore_errors=True)
@@ -141,10 +141,11 @@ def may_store_pictures(dataset: Dataset) -> bool:
 
 
 def run_rows(experiment: str, rows: Sequence[Row], dataset: Dataset, store: RunStore, *, seed: int = 0, preset: str = "small", device: str = "cpu",
-             parameters: Mapping[str, Any] | None = None, verbose: bool = True) -> list[StoredRun]:
+             parameters: Mapping[str, Any] | None = None, also: Sequence[str] = (), verbose: bool = True) -> list[StoredRun]:
     """The stored run of each row, in order; rows that the store has are read, the others are made, judged and stored one by one.
 
-    parameters: what a table shall tell of the run (preset, data set, ...); category, method and seed are added.
+    parameters: what a table shall tell of the run beside data set, category, method, seed and preset. also: experiments whose stored
+    runs of the same identity are taken too.
     Raises `ParameterError` when two rows have one name, `StoreError` when the store cannot be written, and what the detectors raise.
     """
     if len({row.method for row in rows}) < len(rows):
@@ -152,7 +153,7 @@ def run_rows(experiment: str, rows: Sequence[Row], dataset: Dataset, store: RunS
     data, stored = dataset.fingerprint(), []
     for row in rows:
         identity = {"method": row.method, **row.identity, "data": data, "seed": seed}
-        found = store.find(experiment, identity)
+        found = next(filter(None, (store.find(name, identity) for name in (experiment, *also))), None)
         if found is None:
             store.check_writable()
             detector, seconds = row.make()
