@@ -65,6 +65,8 @@ def load(name: str, root: Path | str | None = None, at_most: Mapping[str, int | 
 
 def categories_in(name: str, root: Path | str | None = None) -> list[str]:
     """The categories of data set `name`, real or simulated; [""] for a set that is one whole. Raises `DataError`."""
+    if name not in READERS:
+        raise DataError(unknown("data set", name, READERS))
     if name == "elpv_simulated_cracks":
         return categories_of("elpv", root)
-    return categories_of(name, root) if name in PUBLIC_READERS or name not in READERS else [""]
+    return categories_of(name, root) if name in PUBLIC_READERS else [""]
