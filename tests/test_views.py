@@ -51,7 +51,8 @@ def test_crop_keeps_image_and_mask_together(height, width, resize, data):
     crop = data.draw(st.integers(1, resize))
     mask = np.zeros((height, width), np.uint8)
     mask[height // 4:height // 2, width // 4:width // 2] = 3
-    seen = crop_sample(Sample(np.zeros((height, width, 3), np.uint8), mask, 1, "one", {"boxes": 1, "kind": "a"}, mask_threshold=None), resize, crop)
+    image, meta = np.zeros((height, width, 3), np.uint8), {"boxes": 1, "kind": "a"}
+    seen = crop_sample(Sample(image, mask, 1, "one", meta, mask_threshold=None), resize, crop)
     assert seen.image.shape == (crop, crop, 3) and seen.mask.shape == (crop, crop) and set(np.unique(seen.mask)) <= {0, 3}
     assert seen.meta == {"kind": "a"} and seen.label == 1
 

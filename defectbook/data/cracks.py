@@ -92,7 +92,8 @@ def read_elpv_cracks(root: Path | str | None = None, category: str = "mono", nor
     cells = read_elpv(root, category, normal, validation, seed, on_error=on_error)
     rest = [cell for cell in cells.test if cell.label == 0]
     if not 2 <= test <= len(rest):
-        raise DataError(f"{cells.root}, {category}: test={test} cells were asked for, and {len(rest)} functional ones remain; ask for 2 to {len(rest)}")
+        raise DataError(f"{cells.root}, {category}: test={test} cells were asked for, and {len(rest)} functional ones remain; "
+                        f"ask for 2 to {len(rest)}")
     chosen = [rest[i] for i in sorted(generator(seed, "cracked cells").permutation(len(rest))[:test])]
     tests = [_cracked(cell, seed) if i % 2 else cell for i, cell in enumerate(chosen)]
     notes = [f"simulated: cracks were grown on {test // 2} functional cells; no cell with a real defect is in this set", *cells.notes[1:]]

@@ -41,7 +41,8 @@ def _part(samples: Sequence[Sample], total: int) -> list[Sample]:
     for i, sample in enumerate(samples):
         kinds.setdefault(sample.meta.get("kind", ""), []).append(i)
     members = list(kinds.values())
-    chosen = [member[i] for member, keep in zip(members, share_out([len(m) for m in members], total), strict=True) for i in spread(len(member), keep)]
+    takes = share_out([len(member) for member in members], total)
+    chosen = [member[i] for member, take in zip(members, takes, strict=True) for i in spread(len(member), take)]
     return [samples[i] for i in sorted(chosen)]
 
 

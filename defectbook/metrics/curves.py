@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core import DataError, ParameterError
-from .pixel import Arrays, Curve, Ranking, paired_parts, pr_curve, rank_pixels
+from .pixel import Arrays, Curve, Ranking, paired_parts
 
 # %% ../../nbs/metrics/26_curves.ipynb #e28d4ad3
 def thin_curve(curve: Curve, points: int = 200) -> Curve:

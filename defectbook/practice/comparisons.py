@@ -68,22 +68,26 @@ def study(run: Run, points: int = 200, bins: int = 60) -> tuple[dict[str, float]
     """More figures of a run, and its small tables.
 
     Figures: errors of images at the run's own threshold and at the oracle's, of pixels at the oracle's, and pixel average precision.
-    Tables: "kinds" (see `by_kind`); where pixels are known "pr_curve" (recall, precision, threshold) and "histogram" (low, high, normal, defective).
+    Tables: "kinds" (see `by_kind`); where pixels are known "pr_curve" (recall, precision, threshold) and "histogram" (low, high, normal,
+    defective).
     """
     labels = np.array([sample.label > 0 for sample in run.samples])
     asked = [name for name in metrics_for(run.dataset) if name != "pixel_f1_max"]
     tables = {"kinds": by_kind(run.prediction, run.samples, asked)}
     # A score equal to the quantile is not above it, as in the panels.
     own = errors_at(run.prediction.scores, labels, float(np.nextafter(run.threshold, np.inf)))
-    figures = _error_figures("image", own, False) | _error_figures("image", errors_f1_oracle(rank_pixels(run.prediction.scores, labels)), True)
+    oracle = errors_f1_oracle(rank_pixels(run.prediction.scores, labels))
+    figures = _error_figures("image", own, False) | _error_figures("image", oracle, True)
     if len(asked) > len(IMAGE_METRICS):
         known = pixel_truth(run.samples)
         maps, masks = [run.prediction.maps[i] for i in known], list(known.values())
         ranking = rank_pixels(maps, masks)
         errors, curve, counts = errors_f1_oracle(ranking), thin_curve(pr_curve(ranking), points), score_histograms(maps, masks, bins)
-        figures |= _error_figures("pixel", errors, True) | {"pixel_threshold_oracle": errors.threshold, "pixel_average_precision": ranking.average_precision()}
+        figures |= _error_figures("pixel", errors, True)
+        figures |= {"pixel_threshold_oracle": errors.threshold, "pixel_average_precision": ranking.average_precision()}
         tables["pr_curve"] = pd.DataFrame({"recall": curve.x, "precision": curve.y, "threshold": curve.thresholds})
-        tables["histogram"] = pd.DataFrame({"low": counts.edges[:-1], "high": counts.edges[1:], "normal": counts.normal, "defective": counts.defective})
+        tables["histogram"] = pd.DataFrame({"low": counts.edges[:-1], "high": counts.edges[1:],
+                                            "normal": counts.normal, "defective": counts.defective})
     return figures, tables
 
 # %% ../../nbs/practice/62c_comparisons.ipynb #e46367a9
@@ -128,7 +132,10 @@ def fit_folder(store: RunStore, identity: Mapping[str, Any]) -> Path:
 # %% ../../nbs/practice/62c_comparisons.ipynb #8ca8d834
 @dataclass(frozen=True)
 class Row:
-    """One line of a comparison. identity: a JSON mapping of what decides its result, the data apart. make: gives the fitted detector and the seconds."""
+    """One line of a comparison.
+
+    identity: a JSON mapping of what decides its result, the data apart. make: gives the fitted detector and the seconds spent on it.
+    """
 
     method: str
     identity: Mapping[str, Any]
@@ -140,8 +147,9 @@ def may_store_pictures(dataset: Dataset) -> bool:
     return dataset.simulated or dataset.name == "elpv"
 
 
-def run_rows(experiment: str, rows: Sequence[Row], dataset: Dataset, store: RunStore, *, seed: int = 0, preset: str = "small", device: str = "cpu",
-             parameters: Mapping[str, Any] | None = None, also: Sequence[str] = (), verbose: bool = True) -> list[StoredRun]:
+def run_rows(experiment: str, rows: Sequence[Row], dataset: Dataset, store: RunStore, *, seed: int = 0, preset: str = "small",
+             device: str = "cpu", parameters: Mapping[str, Any] | None = None, also: Sequence[str] = (),
+             verbose: bool = True) -> list[StoredRun]:
     """The stored run of each row, in order; rows that the store has are read, the others are made, judged and stored one by one.
 
     parameters: what a table shall tell of the run beside data set, category, method, seed and preset. also: experiments whose stored
@@ -164,7 +172,8 @@ def run_rows(experiment: str, rows: Sequence[Row], dataset: Dataset, store: RunS
             run = replace(run, metrics=pd.concat([run.metrics, extra], ignore_index=True))
             made_with = provenance(device, preset, run.seconds, data=data, weights=str(row.identity.get("features", "")))
             panels = panels_of(run) if may_store_pictures(dataset) else []
-            shown = {"dataset": dataset.name, "category": dataset.category, "method": row.method, "seed": seed, "preset": preset, **(parameters or {})}
+            shown = {"dataset": dataset.name, "category": dataset.category, "method": row.method, "seed": seed, "preset": preset,
+                     **(parameters or {})}
             found = store.save(experiment, identity, shown, run, made_with, panels, tables)
         if verbose:
             line = ", ".join(f"{name} {found.value(name):.4f}" for name in metrics_for(dataset))

@@ -23,19 +23,19 @@ from .runs import RunStore, StoredRun
 
 # %% ../../nbs/practice/62e_pni_rows.ipynb #ce8302b8
 SIZES: dict[str, dict[str, Any]] = {
-    "smoke": {"seeds": 1, "crop": None, "at_most": {"train": 8, "validation": 6, "test": 8},
-              "pni": {"backbone": "efficientnet_lite0", "image_size": 64, "pool": 3, "ratio": 0.1, "sigma": 2.0, "words": 16, "neighbourhood": 3,
-                      "reduced": 8, "depth": 2, "width": 16, "epochs": 2, "mlp_batch": 128},
+    "smoke": {"crop": None, "at_most": {"train": 8, "validation": 6, "test": 8},
+              "pni": {"backbone": "efficientnet_lite0", "image_size": 64, "pool": 3, "ratio": 0.1, "sigma": 2.0, "words": 16,
+                      "neighbourhood": 3, "reduced": 8, "depth": 2, "width": 16, "epochs": 2, "mlp_batch": 128},
               "refinement": {"backbone": "efficientnet_lite0", "image_size": 64, "iterations": 2, "batch_size": 2},
               "ensemble": ({"layers": [2]}, {"layers": [3]})},
-    "small": {"seeds": 3, "crop": None, "at_most": {"train": 200, "validation": 50, "test": 200},
-              "pni": {"backbone": "efficientnet_lite0", "image_size": 256, "pool": 3, "ratio": 0.01, "sigma": 4.0, "words": 512, "neighbourhood": 9,
-                      "reduced": 64, "depth": 2, "width": 512, "epochs": 5, "mlp_batch": 2048},
+    "small": {"crop": None, "at_most": {"train": 200, "validation": 50, "test": 200},
+              "pni": {"backbone": "efficientnet_lite0", "image_size": 256, "pool": 3, "ratio": 0.01, "sigma": 4.0, "words": 512,
+                      "neighbourhood": 9, "reduced": 64, "depth": 2, "width": 512, "epochs": 5, "mlp_batch": 2048},
               "refinement": {"backbone": "efficientnet_lite0", "image_size": 256, "iterations": 300, "batch_size": 8},
               "ensemble": ({"layers": [2, 3]}, {"layers": [2]}, {"layers": [3]})},
-    "paper": {"seeds": 3, "crop": (512, 480), "at_most": {},
-              "pni": {"backbone": "wide_resnet101_2", "image_size": 480, "pool": 5, "ratio": 0.01, "sigma": 8.0, "words": 2048, "neighbourhood": 9,
-                      "reduced": None, "depth": 10, "width": 2048, "dropout": 0.5, "epochs": 15, "mlp_batch": 2048},
+    "paper": {"crop": (512, 480), "at_most": {},
+              "pni": {"backbone": "wide_resnet101_2", "image_size": 480, "pool": 5, "ratio": 0.01, "sigma": 8.0, "words": 2048,
+                      "neighbourhood": 9, "reduced": None, "depth": 10, "width": 2048, "dropout": 0.5, "epochs": 15, "mlp_batch": 2048},
               "refinement": {"backbone": "densenet161", "image_size": 480, "iterations": 55_000, "batch_size": 8},
               "ensemble": ({"backbone": "wide_resnet101_2"}, {"backbone": "resnext101_32x8d"}, {"backbone": "densenet201"})},
 }
@@ -55,7 +55,8 @@ ROWS = (*TERM_ROWS, *LOSS_ROWS, ENSEMBLE_ROW)
 PRINTED = {"PatchCore": "PatchCore", "PNI-NPR": "PNI", ENSEMBLE_ROW: ENSEMBLE_ROW}  # our row -> the method in Tables 1, 2, 5, 6
 PRINTED_ABLATION = {"PatchCore": "none", "PNI-N": "N", "PNI-NP": "NP", "PNI-NPR": "NPR"}
 # Table 4 trains the ensemble's refinement; ours has the same losses on one backbone, so the comparison is of differences, not of levels.
-PRINTED_LOSSES = {"PNI-NPR": "PNI (Ensemble)", "PNI-NPR (cross entropy)": "Trained by cross entropy", "PNI-NPR (focal)": "Trained by focal loss"}
+PRINTED_LOSSES = {"PNI-NPR": "PNI (Ensemble)", "PNI-NPR (cross entropy)": "Trained by cross entropy",
+                  "PNI-NPR (focal)": "Trained by focal loss"}
 
 
 def make_pni(sizes: Mapping[str, Any], seed: int, device: str = "auto", weights: Path | str | None = None, **changed) -> PNI:
@@ -86,11 +87,12 @@ def _ensemble(samples: Sequence, sizes: Mapping[str, Any], seed: int, device: st
 
 def make_ensemble(sizes: Mapping[str, Any], seed: int, device: str = "auto") -> Ensemble:
     """The ensemble of `sizes`: a refined PNI for each backbone (or choice of layers), not fitted."""
-    return Ensemble([make_refinement(make_pni(sizes, seed, device, **changed), sizes, seed, device) for changed in sizes["ensemble"]])
+    return Ensemble([make_refinement(make_pni(sizes, seed, device, **changed), sizes, seed, device) for changed in sizes["ensemble"]],
+                    seed=seed)
 
 
 def make_rows(names: Sequence[str], fit: KeptFit, plain: PNI, sizes: Mapping[str, Any], seed: int, device: str) -> list[Row]:
-    """The rows called `names` (see `ROWS`). plain: the PNI that `fit` will give, not fitted. Raises `ParameterError` for an unknown name."""
+    """The rows called `names`. plain: the PNI that `fit` will give, not fitted. Raises `ParameterError` for a name not in `ROWS`."""
     rows = []
     for name in names:
         if name not in ROWS:
@@ -111,7 +113,7 @@ def make_rows(names: Sequence[str], fit: KeptFit, plain: PNI, sizes: Mapping[str
 # %% ../../nbs/practice/62e_pni_rows.ipynb #dc3a4b4a
 def compare_pni(experiment: str, names: Sequence[str], dataset: Dataset, store: RunStore, preset: str, seed: int = 0, device: str = "auto",
                 backbone: str = "", weights: Path | str = "", also: Sequence[str] = (), verbose: bool = True) -> list[StoredRun]:
-    """The stored runs of the rows `names` on one data set and seed; PNI is fitted at most once, and not at all when the store has every row.
+    """The stored runs of the rows `names` on one data set and seed; PNI is fitted at most once, not at all when all rows are stored.
 
     backbone, weights: replace the preset's. also: experiments whose stored runs of the same identity are taken as well.
     """
@@ -121,15 +123,19 @@ def compare_pni(experiment: str, names: Sequence[str], dataset: Dataset, store: 
     make = partial(make_pni, sizes, seed, device, weights, **({"backbone": backbone} if backbone else {}))
     fit = KeptFit(make, lambda folder: PNI.load(folder, weights or None, device), dataset.train, fit_folder(store, key))
     rows = make_rows(names, fit, plain, sizes, seed, device)
-    stored = run_rows(experiment, rows, dataset, store, seed=seed, preset=preset, device=plain.backbone.device, also=also, verbose=verbose,
-                      parameters={"backbone": plain.parameters["backbone"], "image_size": plain.parameters["image_size"], "train": len(dataset.train)})
+    told = {"backbone": plain.parameters["backbone"], "image_size": plain.parameters["image_size"], "train": len(dataset.train)}
+    stored = run_rows(experiment, rows, dataset, store, seed=seed, preset=preset, device=plain.backbone.device, parameters=told, also=also,
+                      verbose=verbose)
     fit.forget()
     return stored
 
 
-def compare_sets(experiment: str, names: Sequence[str], dataset: str, category: str, store: RunStore, preset: str, seed: int = 0, seeds: int = 1,
-                 data_root: str = "", **options) -> list[StoredRun]:
-    """`compare_pni` for every category and seed in turn; what was read is printed before anything trains. options: device, backbone, weights, also."""
+def compare_sets(experiment: str, names: Sequence[str], dataset: str, category: str, store: RunStore, preset: str, seed: int = 0,
+                 seeds: int = 1, data_root: str = "", **options) -> list[StoredRun]:
+    """`compare_pni` for every category and seed in turn; what was read is printed before anything trains.
+
+    options: device, backbone, weights and also, as there.
+    """
     sizes, stored = sizes_of(preset), []
     for number in range(seed, seed + seeds):
         for opened in open_sets(dataset, category, data_root or None, sizes["at_most"], sizes["crop"], number):

@@ -32,7 +32,7 @@ CATEGORY_GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 def groups_of(dataset: str, categories: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Group -> categories for `dataset` (a folder in MVTec layout counts as MVTec when its names are MVTec's); else all in one group, "average"."""
+    """Group -> categories for `dataset`; a folder counts as MVTec when its names are MVTec's; else all are one group, "average"."""
     if dataset in CATEGORY_GROUPS:
         return CATEGORY_GROUPS[dataset]
     known = CATEGORY_GROUPS["mvtec"]
