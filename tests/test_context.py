@@ -65,7 +65,8 @@ def test_reduction_keeps_distances_of_a_subspace_and_passes_all_without_dimensio
         Reduction.fit(plane, 11)
 
 
-@pytest.mark.parametrize(("images", "patches", "share", "unit", "expected"), [(10, 4, 0.1, "images", 4), (10, 4, 0.1, "patches", 4), (2, 5, 0.9, "images", 5)])
+@pytest.mark.parametrize(("images", "patches", "share", "unit", "expected"), [
+    (10, 4, 0.1, "images", 4), (10, 4, 0.1, "patches", 4), (2, 5, 0.9, "images", 5)])
 def test_hold_out(images: int, patches: int, share: float, unit: str, expected: int) -> None:
     held = hold_out(images, patches, share, unit)
     assert held.shape == (images * patches,) and held.sum() == expected

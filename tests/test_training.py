@@ -36,7 +36,8 @@ SCRIPT = textwrap.dedent("""
 
 
 def run(folder: Path, kill: str = "never") -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", SCRIPT, str(folder), "5", kill], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-c", SCRIPT, str(folder), "5", kill], capture_output=True, text=True, env=environment)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")

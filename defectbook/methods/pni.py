@@ -70,7 +70,8 @@ SCORING = ("tau", "combine", "by_rank", "exponent", "image_score")  # choices th
 TAUS = ("words", "items", "calibrated")
 COMBINE = ("probabilities", "scores", "both")
 TERMS = ("neighbourhood", "position")
-IMAGE_SCORES = {"patch_max": lambda grid, full: float(grid.max()), "top_mean": lambda grid, full: top_mean(full), "map_max": lambda grid, full: float(full.max())}
+IMAGE_SCORES = {"patch_max": lambda grid, full: float(grid.max()), "top_mean": lambda grid, full: top_mean(full),
+                "map_max": lambda grid, full: float(full.max())}
 
 
 def resolve_choices(variant: str, **given) -> dict:
@@ -118,8 +119,9 @@ class PNI:
         self.patchcore = PatchCore(backbone, layers, image_size, pool, grid, "greedy", ratio, sigma, batch_size, weights, device, seed, download)
         self.mlp = {"side": neighbourhood, "reduced": reduced, "depth": depth, "width": width, "dropout": dropout, "temperature": temperature,
                     "learning_rate": learning_rate, "decay_every": decay_every, "epochs": epochs, "batch_size": mlp_batch}
-        own = {"words": words, "neighbourhood": neighbourhood, **{name: value for name, value in self.mlp.items() if name not in ("side", "batch_size")},
-               "mlp_batch": mlp_batch, "held_out": held_out, "terms": [term for term in TERMS if term in terms], "vetoed": vetoed, "image_score": image_score, **self.choices}
+        own = {"words": words, "neighbourhood": neighbourhood, "mlp_batch": mlp_batch, "held_out": held_out, "vetoed": vetoed,
+               "terms": [term for term in TERMS if term in terms], "image_score": image_score, **self.choices,
+               **{name: value for name, value in self.mlp.items() if name not in ("side", "batch_size")}}
         self.parameters = {name: value for name, value in self.patchcore.parameters.items() if name != "coreset"} | own
         self.position: np.ndarray | None = None  # (h, w, K)
         self.item_words: np.ndarray | None = None  # (M,): the word of each bank item
@@ -268,7 +270,7 @@ class PNI:
         other = copy.copy(self)
         other.choices = resolve_choices("corrected", **{**self.choices, **choices})
         terms = [term for term, wanted in zip(TERMS, (neighbourhood, position), strict=True) if wanted]
-        other.parameters = self.parameters | other.choices | {"terms": terms} | {name: value for name, value in choices.items() if name == "image_score"}
+        other.parameters = self.parameters | other.choices | {"terms": terms}
         return other
 
     def save(self, folder: Path | str) -> None:

@@ -143,7 +143,8 @@ class NeighbourhoodModel:
     inputs: features to their input (a `Reduction`). side, skip: see `window_indices`. temperature: divides the logits.
     """
 
-    def __init__(self, network: nn.Sequential, inputs: Reduction, side: int = 9, skip: int | None = None, temperature: float = 2.0, device: str = "cpu"):
+    def __init__(self, network: nn.Sequential, inputs: Reduction, side: int = 9, skip: int | None = None,
+                 temperature: float = 2.0, device: str = "cpu"):
         if temperature <= 0:
             raise ParameterError(f"temperature={temperature} must be above 0; 2 is PNI's choice, 1 leaves the network's confidence as it is")
         self.network, self.inputs = network.to(device).eval(), inputs
@@ -166,7 +167,8 @@ def fit_neighbourhood(features: np.ndarray, grid: tuple[int, int], labels: np.nd
                       seed: int = 0, device: str = "cpu", folder: Path | None = None) -> tuple[NeighbourhoodModel, list[dict[str, float]]]:
     """Train a `NeighbourhoodModel`. Returns it and the losses of each epoch.
 
-    features: float32 (M, C), image after image. grid: (h, w) of an image's patches. labels: the words, int (M,). held: which patches are held out, bool (M,).
+    features: float32 (M, C), image after image. grid: (h, w) of an image's patches. labels: the words, int (M,).
+    held: which patches are held out, bool (M,).
     folder: where a killed training resumes from. Raises `DataError` or `ParameterError` on input that cannot be trained on.
     """
     inputs = Reduction.fit(features, reduced)
@@ -175,8 +177,8 @@ def fit_neighbourhood(features: np.ndarray, grid: tuple[int, int], labels: np.nd
     answers = torch.from_numpy(np.asarray(labels, np.int64)).to(device)
     with seeded_torch(seed, "neighbourhood weights"):
         network = build_mlp(windows.shape[1] * flat.shape[1], words, depth, width, dropout).to(device)
-    identity = {"features": list(features.shape), "sum": float(flat.sum(dtype=torch.float64)), "labels": int(answers.sum()), "side": side, "skip": skip,
-                "words": words, "depth": depth, "width": width, "dropout": dropout, "learning_rate": learning_rate, "decay_every": decay_every,
+    identity = {"features": list(features.shape), "sum": float(flat.sum(dtype=torch.float64)), "labels": int(answers.sum()), "side": side,
+                "skip": skip, "words": words, "depth": depth, "width": width, "dropout": dropout, "learning_rate": learning_rate, "decay_every": decay_every,
                 "batch_size": batch_size, "held": int(np.flatnonzero(held).sum()), "seed": seed}
     training = Training(network, torch.optim.Adam(network.parameters(), learning_rate), folder, identity)
     rows, asked = (torch.from_numpy(np.flatnonzero(chosen)).to(device) for chosen in (~held, held))

@@ -49,7 +49,10 @@ class Training:
         return len(self.history)
 
     def finish_round(self, **losses: float) -> None:
-        """Note the losses of a round; keep its weights if they are the best so far; write the state. Raises `DataError` for a loss that is not finite."""
+        """Note the losses of a round; keep its weights if they are the best so far; write the state.
+
+        Raises `DataError` for a loss that is not finite.
+        """
         if bad := [name for name, value in losses.items() if not np.isfinite(value)]:
             raise DataError(f"round {self.rounds + 1}: the loss {bad[0]!r} is {losses[bad[0]]}; lower the learning rate or check the inputs")
         if all(losses[self.watch] < earlier[self.watch] for earlier in self.history):

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..core import ParameterError, unknown
+from ..core import ParameterError, Sample, unknown
 from ..data.datasets import Dataset
 from ..methods.ensemble import Ensemble
 from ..methods.pni import PNI
@@ -26,13 +26,15 @@ SIZES: dict[str, dict[str, Any]] = {
     "smoke": {"crop": None, "at_most": {"train": 8, "validation": 6, "test": 8},
               "pni": {"backbone": "efficientnet_lite0", "image_size": 64, "pool": 3, "ratio": 0.1, "sigma": 2.0, "words": 16,
                       "neighbourhood": 3, "reduced": 8, "depth": 2, "width": 16, "epochs": 2, "mlp_batch": 128},
-              "refinement": {"backbone": "efficientnet_lite0", "image_size": 64, "iterations": 2, "batch_size": 2},
+              "refinement": {"backbone": "efficientnet_lite0", "image_size": 64, "iterations": 2, "batch_size": 2, "pool_size": 8, "width": 8},
               "ensemble": ({"layers": [2]}, {"layers": [3]})},
-    "small": {"crop": None, "at_most": {"train": 200, "validation": 50, "test": 200},
+    "small": {"crop": None, "at_most": {"train": 160, "validation": 40, "test": 200},
               "pni": {"backbone": "efficientnet_lite0", "image_size": 256, "pool": 3, "ratio": 0.01, "sigma": 4.0, "words": 512,
-                      "neighbourhood": 9, "reduced": 64, "depth": 2, "width": 512, "epochs": 5, "mlp_batch": 2048},
-              "refinement": {"backbone": "efficientnet_lite0", "image_size": 256, "iterations": 300, "batch_size": 8},
-              "ensemble": ({"layers": [2, 3]}, {"layers": [2]}, {"layers": [3]})},
+                      "neighbourhood": 9, "reduced": 64, "depth": 2, "width": 512, "epochs": 4, "decay_every": 2, "mlp_batch": 2048},
+              # far fewer steps than the paper's 55,000, so each is longer: 3e-4
+              "refinement": {"backbone": "efficientnet_lite0", "image_size": 192, "iterations": 200, "batch_size": 8, "learning_rate": 3e-4,
+                             "pool_size": 160, "renew": False, "round_length": 50, "width": 16},
+              "ensemble": ({"backbone": "efficientnet_lite0"}, {"backbone": "efficientnet_lite1"}, {"backbone": "efficientnet_lite2"})},
     "paper": {"crop": (512, 480), "at_most": {},
               "pni": {"backbone": "wide_resnet101_2", "image_size": 480, "pool": 5, "ratio": 0.01, "sigma": 8.0, "words": 2048,
                       "neighbourhood": 9, "reduced": None, "depth": 10, "width": 2048, "dropout": 0.5, "epochs": 15, "mlp_batch": 2048},
@@ -48,7 +50,9 @@ def sizes_of(preset: str) -> dict[str, Any]:
     return SIZES[preset]
 
 # %% ../../nbs/practice/62e_pni_rows.ipynb #f8122785
-TERM_ROWS = {"PatchCore": (False, False), "PNI-N": (True, False), "PNI-P": (False, True), "PNI-NP": (True, True)}  # neighbourhood, position
+TERM_ROWS: dict[str, dict[str, Any]] = {  # the options of PNI.using
+    "PatchCore": {"neighbourhood": False, "position": False}, "PNI-N": {"position": False}, "PNI-P": {"neighbourhood": False}, "PNI-NP": {},
+    "PNI-NP (both must allow)": {"combine": "both"}}
 LOSS_ROWS = {"PNI-NPR": "regression", "PNI-NPR (cross entropy)": "ce", "PNI-NPR (focal)": "focal"}  # refinement on top of NP, by its loss
 ENSEMBLE_ROW = "PNI (Ensemble)"
 ROWS = (*TERM_ROWS, *LOSS_ROWS, ENSEMBLE_ROW)
@@ -73,10 +77,11 @@ def _identity(detector: Any) -> dict[str, Any]:
     return {"detector": f"{type(detector).__name__.lower()} {detector.version}", "parameters": detector.parameters}
 
 
-def _refined(fit: KeptFit, sizes: Mapping[str, Any], seed: int, device: str, loss: str) -> tuple[Refinement, dict[str, float]]:
+def _refined(fit: KeptFit, validation: Sequence[Sample], sizes: Mapping[str, Any], seed: int, device: str,
+             loss: str) -> tuple[Refinement, dict[str, float]]:
     base, started = fit(), time.perf_counter()
     refined = make_refinement(base, sizes, seed, device, loss)
-    refined.fit(fit.samples)
+    refined.fit(fit.samples, validation)
     return refined, {"fit": fit.seconds, "refine": time.perf_counter() - started}
 
 
@@ -91,21 +96,26 @@ def make_ensemble(sizes: Mapping[str, Any], seed: int, device: str = "auto") -> 
                     seed=seed)
 
 
-def make_rows(names: Sequence[str], fit: KeptFit, plain: PNI, sizes: Mapping[str, Any], seed: int, device: str) -> list[Row]:
-    """The rows called `names`. plain: the PNI that `fit` will give, not fitted. Raises `ParameterError` for a name not in `ROWS`."""
+def make_rows(names: Sequence[str], fit: KeptFit, validation: Sequence[Sample], plain: PNI, sizes: Mapping[str, Any], seed: int,
+              device: str) -> list[Row]:
+    """The rows called `names`.
+
+    plain: the PNI that `fit` will give, not fitted. validation: normal images that it does not see.
+    Raises `ParameterError` for a name not in `ROWS`.
+    """
     rows = []
     for name in names:
         if name not in ROWS:
             raise ParameterError(unknown("row", name, ROWS))
         if name in TERM_ROWS:
-            terms = TERM_ROWS[name]
-            made = plain.using(*terms)
+            options = TERM_ROWS[name]
+            made = plain.using(**options)
             rows.append(Row(name, {**_identity(made), "features": plain.backbone.fingerprint},
-                            lambda terms=terms: (fit().using(*terms), {"fit": fit.seconds})))
+                            lambda options=options: (fit().using(**options), {"fit": fit.seconds})))
         elif name in LOSS_ROWS:
             made = make_refinement(plain, sizes, seed, device, LOSS_ROWS[name])
             rows.append(Row(name, {**_identity(made), "base": _identity(plain), "features": plain.backbone.fingerprint},
-                            partial(_refined, fit, sizes, seed, device, LOSS_ROWS[name])))
+                            partial(_refined, fit, validation, sizes, seed, device, LOSS_ROWS[name])))
         else:
             rows.append(Row(name, _identity(make_ensemble(sizes, seed, device)), partial(_ensemble, fit.samples, sizes, seed, device)))
     return rows
@@ -122,7 +132,7 @@ def compare_pni(experiment: str, names: Sequence[str], dataset: Dataset, store: 
     key = {**_identity(plain), "features": plain.backbone.fingerprint, "data": dataset.fingerprint()}
     make = partial(make_pni, sizes, seed, device, weights, **({"backbone": backbone} if backbone else {}))
     fit = KeptFit(make, lambda folder: PNI.load(folder, weights or None, device), dataset.train, fit_folder(store, key))
-    rows = make_rows(names, fit, plain, sizes, seed, device)
+    rows = make_rows(names, fit, dataset.validation, plain, sizes, seed, device)
     told = {"backbone": plain.parameters["backbone"], "image_size": plain.parameters["image_size"], "train": len(dataset.train)}
     stored = run_rows(experiment, rows, dataset, store, seed=seed, preset=preset, device=plain.backbone.device, parameters=told, also=also,
                       verbose=verbose)
