@@ -85,6 +85,7 @@ class Anomalib:
         from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 
         torch.manual_seed(seed)
+        np.random.seed(seed)  # its random projection draws from the global generator
         self.torch, self.ratio, self.side = torch, ratio, side
         # Its backbone is not used; with one neighbour the image score is the largest patch's, as ours.
         self.model = PatchcoreModel(layers=["layer2"], backbone="resnet18", pre_trained=False, num_neighbors=1).eval()
