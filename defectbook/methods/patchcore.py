@@ -130,7 +130,7 @@ class PatchCore:
     Raises `ParameterError` or `WeightsError` on bad values.
     """
 
-    version = "1"  # part of a run's identity: raise it when the result for the same parameters changes
+    version = "2"  # part of a run's identity: raise it when the result for the same parameters changes
 
     def __init__(self, backbone: str = "efficientnet_lite0", layers: Sequence[int] = (2, 3), image_size: int = 256, pool: int = 3,
                  grid: str = "finest", coreset: str = "greedy", ratio: float = 0.01, sigma: float = 4.0, batch_size: int = 16,

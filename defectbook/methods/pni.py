@@ -19,9 +19,10 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from ..core import ParameterError, Prediction, Sample, WeightsError, unknown, whole_folder
-from .patchcore import PatchCore, check_normal, top_mean
+from .patchcore import PatchCore, top_mean
 from ..models.context import NeighbourhoodModel, Reduction, assign_words, build_mlp, count_positions, fit_neighbourhood, hold_out
 from ..models.coreset import coreset_size, select_greedy
+from ..models.features import check_normal
 from ..models.memory import MemoryBank
 
 # %% ../../nbs/methods/41_pni.ipynb #7dab7e6b

@@ -38,8 +38,7 @@ from defectbook.core import (
 from ..data.datasets import split_normal
 from ..data.mixing import PNI_KINDS, SyntheticDefects, equal_parts
 from ..data.sources import entry, find_weights
-from .patchcore import check_normal
-from ..models.features import BACKBONES, IMAGENET, fit_state, read_state
+from ..models.features import BACKBONES, IMAGENET, check_normal, fit_state, read_state
 from ..models.losses import make_loss
 from ..models.training import Training, seeded_torch
 
@@ -179,7 +178,8 @@ class Refinement:
         self.loss = make_loss(loss)
         self.detector, self.device = detector, resolve_device(device)
         self.own = {"backbone": backbone, "image_size": image_size, "iterations": iterations, "batch_size": batch_size,
-                    "learning_rate": learning_rate, "loss": loss, "fusion": fusion, "pool_size": pool_size, "renew": renew, "round_length": round_length, "held_out": held_out,
+                    "learning_rate": learning_rate, "loss": loss, "fusion": fusion, "pool_size": pool_size,
+                    "renew": renew, "round_length": round_length, "held_out": held_out,
                     "degrees": degrees, "colour": colour, "width": width, "image_score": image_score, "seed": seed}
         with seeded_torch(seed, "refinement weights"):
             self.network = RefinementNetwork(backbone, width, weights, download).to(self.device).eval()

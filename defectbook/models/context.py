@@ -178,7 +178,8 @@ def fit_neighbourhood(features: np.ndarray, grid: tuple[int, int], labels: np.nd
     with seeded_torch(seed, "neighbourhood weights"):
         network = build_mlp(windows.shape[1] * flat.shape[1], words, depth, width, dropout).to(device)
     identity = {"features": list(features.shape), "sum": float(flat.sum(dtype=torch.float64)), "labels": int(answers.sum()), "side": side,
-                "skip": skip, "words": words, "depth": depth, "width": width, "dropout": dropout, "learning_rate": learning_rate, "decay_every": decay_every,
+                "skip": skip, "words": words, "depth": depth, "width": width, "dropout": dropout,
+                "learning_rate": learning_rate, "decay_every": decay_every,
                 "batch_size": batch_size, "held": int(np.flatnonzero(held).sum()), "seed": seed}
     training = Training(network, torch.optim.Adam(network.parameters(), learning_rate), folder, identity)
     rows, asked = (torch.from_numpy(np.flatnonzero(chosen)).to(device) for chosen in (~held, held))
