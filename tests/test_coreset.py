@@ -277,7 +277,8 @@ def test_memory_map_gives_the_same_and_is_not_loaded(tmp_path) -> None:
     assert covering_radius(mapped, np.array(expected)) == covering_radius(features, np.array(expected))
 
 
-@pytest.mark.parametrize("kind, count, dimensions, keep", [("normal", 20_000, 64, 200), ("normal", 5_000, 400, 50), ("grid", 30_000, 8, 3_000)])
+@pytest.mark.parametrize("kind, count, dimensions, keep",
+                         [("normal", 20_000, 64, 200), ("normal", 5_000, 400, 50), ("grid", 30_000, 8, 3_000)])
 def test_estimate_holds_and_is_not_far_off(kind: str, count: int, dimensions: int, keep: int) -> None:
     features = make_features(kind, 0, count, dimensions)
     tracemalloc.start()

@@ -84,31 +84,34 @@ def gather_windows(features: Tensor, windows: Tensor, rows: Tensor) -> Tensor:
 
 # %% ../../nbs/models/37_context.ipynb #64619ad5
 class Reduction:
-    """An affine map of features (M, C) to their `dimensions` leading principal components, of unit variance on average."""
+    """An affine map of features (M, C) to their `dimensions` leading principal components, of unit variance on average.
 
-    def __init__(self, mean: np.ndarray, basis: np.ndarray):
-        self.mean, self.basis = mean.astype(np.float32), basis.astype(np.float32)
+    Without a basis features pass unchanged.
+    """
+
+    def __init__(self, mean: np.ndarray | None = None, basis: np.ndarray | None = None):
+        self.mean, self.basis = (None, None) if basis is None else (mean.astype(np.float32), basis.astype(np.float32))
 
     @classmethod
     def fit(cls, features: np.ndarray, dimensions: int | None, most: int = 100_000) -> "Reduction":
         """Principal components of an even choice of at most `most` features. Raises `ParameterError` for too many dimensions."""
-        channels = features.shape[1]
         if dimensions is None:
-            return cls(np.zeros(channels), np.eye(channels))
+            return cls()
+        channels = features.shape[1]
         if not 1 <= dimensions <= channels:
             raise ParameterError(f"reduced={dimensions}: the features have {channels} dimensions; ask for 1 to {channels}, or None for all")
         chosen = np.asarray(features[::max(1, len(features) // most)], np.float64)
-        mean = chosen.mean(0)
         variances, directions = np.linalg.eigh(np.cov(chosen.T, ddof=0).reshape(channels, channels))
         # An eigenvector's sign is arbitrary; making its largest entry positive keeps runs alike across libraries.
         directions = directions[:, ::-1][:, :dimensions]
         directions = directions * np.sign(directions[np.abs(directions).argmax(0), np.arange(dimensions)])
         scale = np.sqrt(max(variances[::-1][:dimensions].mean(), 1e-12))
-        return cls(mean, directions / scale)
+        return cls(chosen.mean(0), directions / scale)
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """float32 (M, dimensions)."""
-        return (np.asarray(features, np.float32) - self.mean) @ self.basis
+        features = np.require(features, np.float32, "W")  # torch wants writable memory; a read-only map of a file is copied
+        return features if self.basis is None else (features - self.mean) @ self.basis
 
 # %% ../../nbs/models/37_context.ipynb #accfd902
 def build_mlp(inputs: int, words: int, depth: int = 10, width: int = 2048, dropout: float = 0.1) -> nn.Sequential:

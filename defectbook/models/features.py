@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMAGENET', 'BACKBONES', 'read_state', 'fit_state', 'Backbone', 'embed_patches', 'pool_flattened', 'Embedded',
-           'stream_embeddings']
+           'stream_embeddings', 'check_normal']
 
 # %% ../../nbs/models/30_features.ipynb #0b8de7a2
 import re
@@ -190,3 +190,12 @@ def stream_embeddings(backbone: Backbone, samples: Sequence[Sample], image_size:
         if not finite.all():
             raise DataError(f"{batch[int(np.argmin(finite))].name}: features are not finite; check the image and the weights")
         yield Embedded(batch, [image.shape[:2] for image in images], embeddings)
+
+
+def check_normal(samples: Sequence[Sample]) -> None:
+    """Raises `DataError` when there is no sample to learn from, or when one is defective: what is learned counts as normal for ever."""
+    if not len(samples):
+        raise DataError("no normal images to fit; give at least one sample with label 0")
+    if defective := [sample for sample in samples if sample.label]:
+        raise DataError(f"{defective[0].name}: label {defective[0].label} among the normal images to fit ({len(defective)} such); "
+                        "leave defects out")
