@@ -81,7 +81,7 @@ def _refined(fit: KeptFit, validation: Sequence[Sample], sizes: Mapping[str, Any
              loss: str) -> tuple[Refinement, dict[str, float]]:
     base, started = fit(), time.perf_counter()
     refined = make_refinement(base, sizes, seed, device, loss)
-    refined.fit(fit.samples, validation)
+    refined.fit(fit.samples, validation, checkpoint=fit.folder / f"refinement {loss}")
     return refined, {"fit": fit.seconds, "refine": time.perf_counter() - started}
 
 
