@@ -30,10 +30,10 @@ SIZES: dict[str, dict[str, Any]] = {
               "ensemble": ({"layers": [2]}, {"layers": [3]})},
     "small": {"crop": None, "at_most": {"train": 160, "validation": 40, "test": 200},
               "pni": {"backbone": "efficientnet_lite0", "image_size": 256, "pool": 3, "ratio": 0.01, "sigma": 4.0, "words": 512,
-                      "neighbourhood": 9, "reduced": 64, "depth": 2, "width": 512, "epochs": 4, "decay_every": 2, "mlp_batch": 2048},
+                      "neighbourhood": 9, "reduced": 64, "depth": 2, "width": 512, "epochs": 3, "decay_every": 2, "mlp_batch": 2048},
               # far fewer steps than the paper's 55,000, so each is longer: 3e-4
-              "refinement": {"backbone": "efficientnet_lite0", "image_size": 192, "iterations": 200, "batch_size": 8, "learning_rate": 3e-4,
-                             "pool_size": 160, "renew": False, "round_length": 50, "width": 16},
+              "refinement": {"backbone": "efficientnet_lite0", "image_size": 160, "iterations": 160, "batch_size": 8, "learning_rate": 3e-4,
+                             "pool_size": 160, "renew": False, "round_length": 40, "width": 16},
               "ensemble": ({"backbone": "efficientnet_lite0"}, {"backbone": "efficientnet_lite1"}, {"backbone": "efficientnet_lite2"})},
     "paper": {"crop": (512, 480), "at_most": {},
               "pni": {"backbone": "wide_resnet101_2", "image_size": 480, "pool": 5, "ratio": 0.01, "sigma": 8.0, "words": 2048,
