@@ -214,14 +214,15 @@ def test_every_pass_uses_every_triple_once(monkeypatch) -> None:
 
 @pytest.mark.parametrize("loss", REFINEMENT_LOSSES)
 def test_each_loss_trains_and_predicts(loss: str) -> None:
-    refinement = Refinement(Difference(), **TINY | {"loss": loss, "fusion": 1.0}).fit(normals())
+    refinement = Refinement(Difference(), **TINY | {"loss": loss, "fusion": 1.0, "iterations": 25, "learning_rate": 3e-3}).fit(normals())
     assert all(np.isfinite([p["training"], p["held_out"]]).all() for p in refinement.history)
     (anomaly_map,) = refinement.predict([damaged()]).maps
     assert anomaly_map.min() >= 0 and anomaly_map.max() <= 1 and np.ptp(anomaly_map) > 0
 
 
 def test_training_lowers_the_loss_on_defects_drawn_on_held_out_images() -> None:
-    refinement = Refinement(Difference(), **TINY | {"iterations": 60, "batch_size": 8, "pool_size": 32, "learning_rate": 3e-3}).fit(normals())
+    options = TINY | {"iterations": 60, "batch_size": 8, "pool_size": 32, "learning_rate": 3e-3}
+    refinement = Refinement(Difference(), **options).fit(normals())
     curve = [point["held_out"] for point in refinement.history]
     assert len(curve) == module.EVALUATIONS and refinement.history[-1]["iteration"] == 60
     assert np.mean(curve[-3:]) < 0.7 * curve[0]
@@ -309,7 +310,7 @@ def test_a_killed_process_goes_on(tmp_path) -> None:
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
 
     def start(folder: str) -> subprocess.Popen:
-        return subprocess.Popen([sys.executable, "-c", CHILD, folder, "400"], env=environment, stdout=subprocess.PIPE, text=True)
+        return subprocess.Popen([sys.executable, "-c", CHILD, folder, "200"], env=environment, stdout=subprocess.PIPE, text=True)
 
     expected = start("").communicate()[0]
     child, path = start(str(tmp_path / "work")), tmp_path / "work" / "refinement" / "training.safetensors"

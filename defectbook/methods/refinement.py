@@ -42,8 +42,8 @@ def map_bounds(maps: Sequence[np.ndarray], spread: float = 2.0) -> tuple[float, 
     Raises `DataError` when the maps are constant or not finite.
     """
     values = np.concatenate([np.ravel(m) for m in maps])
-    low, top = (float(q) for q in np.quantile(values, (0.01, 0.999)))
-    if not top > low or not math.isfinite(top - low):
+    low, top = (float(q) for q in np.quantile(values, (0.01, 0.999))) if np.isfinite(values).all() else (math.nan, math.nan)
+    if not top > low:
         raise DataError(f"the maps of {len(maps)} normal images run from {low:g} to {top:g}: no scale can be taken from them; check the detector")
     return low, low + spread * (top - low)
 
