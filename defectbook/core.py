@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ImageSource', 'OUT_OF_SPACE', 'DefectbookError', 'DataError', 'WeightsError', 'ParameterError', 'StoreError',
            'nearest', 'unknown', 'read_image', 'read_mask', 'resize_image', 'resize_mask', 'resize_map', 'Sample',
-           'Prediction', 'generator', 'resolve_device', 'progress', 'whole_folder', 'make_folder', 'write_whole',
-           'sha256_file', 'sha256_json']
+           'Prediction', 'normal_range', 'generator', 'resolve_device', 'progress', 'whole_folder', 'make_folder',
+           'write_whole', 'sha256_file', 'sha256_json']
 
 # %% ../nbs/00_core.ipynb #bb5a6457
 import contextlib
@@ -240,6 +240,18 @@ class Prediction:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+# %% ../nbs/00_core.ipynb #405638fb
+def normal_range(maps: Sequence[np.ndarray]) -> tuple[float, float]:
+    """(low, high) that bring maps of normal images to about 0 to 1/2: their median, and twice as far above it as their 99.9 % quantile.
+
+    Raises `DataError` when the maps do not vary.
+    """
+    values = np.concatenate([m.ravel()[::7] for m in maps])  # every seventh pixel: the quantiles do not need more
+    low, high = np.quantile(values, (0.5, 0.999))
+    if not high > low:
+        raise DataError(f"maps of {len(maps)} normal images do not vary (median {low:g}, 99.9 % {high:g}); check the detector")
+    return float(low), float(low + 2 * (high - low))
 
 # %% ../nbs/00_core.ipynb #ca250c77
 def generator(seed: int | np.random.Generator, stream: str = "") -> np.random.Generator:

@@ -129,6 +129,10 @@ class StoredRun:
             raise StoreError(f"{self.folder / 'metrics.csv'}: {len(rows)} rows for metric {metric!r}; one was expected")
         return float(rows.value.iloc[0])
 
+    def table(self, name: str) -> pd.DataFrame | None:
+        """The table kept beside the figures as `name`, such as "kinds"; None when the run has none of that name."""
+        return self._table(f"tables/{name}.csv") if (self.folder / "tables" / f"{name}.csv").is_file() else None
+
     def panels(self, choice: str | None = None) -> list[Panel]:
         """The stored panels, all or those of one choice ("hit", "miss", ...)."""
         entries = [entry for entry in self._json("panels/panels.json") if choice in (None, entry["choice"])]
@@ -166,8 +170,11 @@ class RunStore:
         return [StoredRun(path.parent) for path in sorted(self.path.glob(f"{experiment}/*/params.json")) if not path.parent.name.startswith(".")]
 
     def save(self, experiment: str, identity: Mapping[str, Any], params: Mapping[str, Any], run: Run, made_with: Mapping[str, Any],
-             panels: Sequence[Panel] = ()) -> StoredRun:
-        """Write a run whole: parameters, metrics, image scores, provenance, panels. Raises `StoreError` when it cannot be written."""
+             panels: Sequence[Panel] = (), tables: Mapping[str, pd.DataFrame] | None = None) -> StoredRun:
+        """Write a run whole: parameters, metrics, image scores, provenance, panels, and small tables by name.
+
+        Raises `StoreError` when it cannot be written.
+        """
         folder = self.path / experiment / run_id(experiment, identity)
         with whole_folder(folder) as draft:
             _write_json(draft / "params.json", {"experiment": experiment, "parameters": dict(params), "identity": dict(identity)})
@@ -175,6 +182,9 @@ class RunStore:
             run.metrics.to_csv(draft / "metrics.csv", index=False)
             run.scores().to_csv(draft / "scores.csv", index=False, float_format="%.6g")
             _write_panels(draft / "panels", panels)
+            for name, table in (tables or {}).items():
+                (draft / "tables").mkdir(exist_ok=True)
+                table.to_csv(draft / "tables" / f"{name}.csv", index=False, float_format="%.6g")
         return StoredRun(folder)
 
 
