@@ -181,10 +181,14 @@ class Refinement:
                     "learning_rate": learning_rate, "loss": loss, "fusion": fusion, "pool_size": pool_size,
                     "renew": renew, "round_length": round_length, "held_out": held_out,
                     "degrees": degrees, "colour": colour, "width": width, "image_score": image_score, "seed": seed}
-        with seeded_torch(seed, "refinement weights"):
-            self.network = RefinementNetwork(backbone, width, weights, download).to(self.device).eval()
+        self.start: tuple | None = (weights, download)  # of the first weights
+        self.network = self._first_network()
         self.bounds: tuple[float, float] | None = None
         self.history: list[dict[str, float]] = []
+
+    def _first_network(self) -> RefinementNetwork:
+        with seeded_torch(self.own["seed"], "refinement weights"):
+            return RefinementNetwork(self.own["backbone"], self.own["width"], *self.start).to(self.device).eval()
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -207,6 +211,8 @@ class Refinement:
         detector is fitted here. checkpoint: a folder for unfinished work, from which a killed fit goes on.
         Raises `DataError` when no image is left to fit or to hold out, and for a loss that is not finite.
         """
+        if self.start is None:
+            raise ParameterError("a loaded refinement is not trained anew: its first weights are not saved; construct one and fit that")
         check_normal(samples)
         if validation is None:
             count = max(1, round(self.own["held_out"] * len(samples)))
@@ -218,6 +224,7 @@ class Refinement:
         if not self.detector.is_fitted:
             self.detector.fit(samples, **({"checkpoint": folder / "detector"} if folder else {}))
         bounds = normal_range(self.detector.predict(validation).maps)
+        self.network = self._first_network()  # a second fit, or one after an interruption, starts where the first one did
         self._train(samples, validation, bounds, folder)
         self.bounds = bounds
         return self
@@ -283,6 +290,8 @@ class Refinement:
         if images.shape[1:3] != (size, size) or maps.shape != images.shape[:3]:
             raise DataError(f"images of {images.shape[2]}x{images.shape[1]} px and maps of {maps.shape[-1]}x{maps.shape[-2]} px, but this "
                             f"refinement was trained on {size}x{size} px; resize both, or call predict")
+        if not np.isfinite(maps).all():
+            raise DataError("a map that is not finite cannot be refined; check the detector and the image")
         x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).to(self.device).float()
         y = torch.from_numpy(np.ascontiguousarray(maps, dtype=np.float32))[:, None].clamp(0, 1).to(self.device)
         with torch.autocast("cuda", dtype=torch.float16, enabled=self.device.startswith("cuda")):
@@ -353,7 +362,7 @@ class Refinement:
         detector = classes[name].load(Path(folder) / "detector", device=device, **options)
         refinement = cls(detector, **own, weights="none", device=device)  # the trained weights follow at once
         refinement.network.load_state_dict(state)
-        refinement.bounds, refinement.history = bounds, history
+        refinement.bounds, refinement.history, refinement.start = bounds, history, None
         return refinement
 
 
