@@ -29,7 +29,7 @@ book: .make/test  ## build the book from the stored runs
 	$(BIN)/python tools/book.py
 
 bench: .make/test  ## one JSON object a line
-	@for file in benchmarks/*.py; do echo "# $$file" >&2; $(BIN)/python $$file || exit 1; done
+	@for file in $(filter-out benchmarks/timing.py,$(wildcard benchmarks/*.py)); do echo "# $$file" >&2; $(BIN)/python $$file || exit 1; done
 
 export: .make/test  ## notebooks -> library, and strip outputs
 	$(BIN)/nbdev_export && $(BIN)/nbdev_clean && $(BIN)/nbdev_clean --fname index.ipynb

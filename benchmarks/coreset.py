@@ -20,12 +20,12 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import faiss
 import numpy as np
+from timing import alternate, report
 
 from defectbook.core import Sample
 from defectbook.models.coreset import coreset_size, select_greedy, select_greedy_naive, square_distances
@@ -59,23 +59,6 @@ def obvious_greedy(features: np.ndarray, keep: int) -> np.ndarray:
 
 def obvious_search(stored: np.ndarray, queries: np.ndarray, keep: int) -> np.ndarray:
     return np.array([np.argsort(square_distances(stored, query), kind="stable")[:keep] for query in queries])
-
-
-def alternate(functions: list[Callable[[], object]], rounds: int) -> tuple[list[float], list[object]]:
-    """The best time of each function over rounds that run all of them in turn, and their last values."""
-    values, best = [None] * len(functions), [np.inf] * len(functions)
-    for _ in range(rounds):
-        for place, function in enumerate(functions):
-            start = time.perf_counter()
-            values[place] = function()
-            best[place] = min(best[place], time.perf_counter() - start)
-    return best, values
-
-
-def report(case: str, ours: float | None, reference: float | None, floor: float | None, agree: object) -> None:
-    seconds = [None if value is None else round(value, 5) for value in (ours, reference, floor)]
-    print(json.dumps({"case": case, "ours_seconds": seconds[0], "reference_seconds": seconds[1], "floor_seconds": seconds[2],
-                      "ratio": round(reference / ours, 3) if ours and reference else None, "agree": agree}), flush=True)
 
 
 def share_equal(one: np.ndarray, other: np.ndarray) -> float:

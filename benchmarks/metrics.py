@@ -11,12 +11,11 @@ difference of the values (adeval's own are approximate); in the lines on memory 
 import argparse
 import gc
 import json
-import time
-import tracemalloc
 from collections.abc import Callable
 
 import cv2
 import numpy as np
+from timing import alternate, peak_of, report
 
 from defectbook.metrics.pixel import rank_pixels
 from defectbook.metrics.region import RegionStream, label_regions, rank_regions
@@ -34,18 +33,6 @@ def make_set(count: int, size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarr
         noise = cv2.GaussianBlur(rng.standard_normal((size, size), dtype=np.float32), (0, 0), 2) * 7
         maps[index] = np.exp(0.5 * (noise + 2 * cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 4)))
     return maps, masks
-
-
-def alternate(functions: list[Callable[[], object]], rounds: int) -> tuple[list[float], list[object]]:
-    """The best time of each function over rounds that run all of them in turn, after one warming call, and their values."""
-    values, best = [function() for function in functions], [np.inf] * len(functions)
-    for _ in range(rounds):
-        for place, function in enumerate(functions):
-            gc.collect()
-            start = time.perf_counter()
-            values[place] = function()
-            best[place] = min(best[place], time.perf_counter() - start)
-    return best, values
 
 
 def floor_sort(scores: np.ndarray) -> Callable[[], object]:
@@ -123,27 +110,9 @@ def difference(one: object, other: object) -> float:
     return float(np.max(np.abs(np.subtract(one, other))))
 
 
-def report(case: str, ours: float | None, reference: float | None, floor: float | None, agree: float | None) -> None:
-    ratio = round(reference / ours, 3) if ours and reference else None
-    seconds = [None if value is None else round(value, 4) for value in (ours, reference, floor)]
-    print(json.dumps({"case": case, "ours_seconds": seconds[0], "reference_seconds": seconds[1], "floor_seconds": seconds[2],
-                      "ratio": ratio, "agree": agree}), flush=True)
-
-
 def compare(case: str, ours: Callable[[], object], reference: Callable[[], object], floor: Callable[[], object], rounds: int) -> None:
     (own, other, least), (value, expected, _) = alternate([ours, reference, floor], rounds)
     report(case, own, other, least, difference(value, expected))
-
-
-def peak_of(function: Callable[[], object]) -> int:
-    """The largest number of bytes that `function` holds at once, beside what was there before."""
-    gc.collect()
-    tracemalloc.start()
-    try:
-        function()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
 
 
 def main() -> None:

@@ -11,10 +11,9 @@ the obvious way), else solar cells (ELPV).
 patch and searches in a random projection, so its figure is the mean over three seeds; floor_seconds is one pass over all features.
 """
 import argparse
-import json
-import time
 
 import numpy as np
+from timing import report, seconds
 
 from defectbook.core import DataError, Prediction
 from defectbook.data.catalogue import load
@@ -23,12 +22,6 @@ from defectbook.methods.patchcore import PatchCore, reduce_features
 from defectbook.metrics.pixel import auroc
 from defectbook.models.coreset import coreset_size, select_greedy_naive
 from defectbook.models.memory import MemoryBank
-
-
-def seconds(function, *arguments):
-    start = time.perf_counter()
-    result = function(*arguments)
-    return time.perf_counter() - start, result
 
 
 def images(train: int, tests: int) -> Dataset:
@@ -149,9 +142,7 @@ def main() -> None:
     against = "anomalib" if options.peers else "the obvious way"
     name = f"{len(normal)} images of {dataset.name} at {side} px, {len(queries)} tested, against {against}"
     for part, own, other in zip(("fit", "predict", "fit + predict"), *times, strict=True):
-        print(json.dumps({"case": f"{part}, {name}", "ours_seconds": round(own, 4), "reference_seconds": round(other, 4),
-                          "floor_seconds": round(floor, 4), "ratio": round(other / own, 2), "agree": agree,
-                          "auroc": ours.round(4).tolist(), "reference_auroc": theirs.round(4).tolist()}), flush=True)
+        report(f"{part}, {name}", own, other, floor, agree, auroc=ours.round(4).tolist(), reference_auroc=theirs.round(4).tolist())
 
 
 if __name__ == "__main__":

@@ -8,26 +8,15 @@ the fewest pixels and exchanges at random until the classes are equal (it gives 
 within 10 %). There is no peer to install; --peers is accepted and changes nothing.
 """
 import argparse
-import json
 import sys
 import time
 
 import numpy as np
+from timing import report, seconds
 
 from defectbook.core import generator
 from defectbook.data.foil import FOIL_CLASSES, Foils
 from defectbook.data.sampling import Candidates, candidate_windows, choose_equal_pixels
-
-
-def seconds(function, *arguments):
-    start = time.perf_counter()
-    result = function(*arguments)
-    return time.perf_counter() - start, result
-
-
-def report(case: str, ours: float, reference: float, floor: float, agree) -> None:
-    print(json.dumps({"case": case, "ours_seconds": round(ours, 4), "reference_seconds": round(reference, 4),
-                      "floor_seconds": round(floor, 4), "ratio": round(reference / ours, 2), "agree": agree}), flush=True)
 
 
 def counted_by_slicing(masks, windows: np.ndarray) -> np.ndarray:

@@ -7,7 +7,6 @@ floor_seconds of the throughput cases is the bar: 10 images of 512x512 a second 
 There is no peer to install; --peers is accepted and changes nothing.
 """
 import argparse
-import json
 import os
 import sys
 import time
@@ -16,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import cv2
 import numpy as np
+from timing import report, seconds
 
 from defectbook.core import generator
 from defectbook.data.pcb import PcbOptions, pcb_sample, take_shot
@@ -25,22 +25,11 @@ from defectbook.data.pcb_defects import KINDS, add_defects
 BAR = 10  # images a second
 
 
-def seconds(function: Callable, *arguments) -> tuple[float, object]:
-    start = time.perf_counter()
-    result = function(*arguments)
-    return time.perf_counter() - start, result
-
-
-def report(case: str, ours: float, reference: float, floor: float | None, agree) -> dict:
-    return {"case": case, "ours_seconds": round(ours, 4), "reference_seconds": round(reference, 4),
-            "floor_seconds": None if floor is None else round(floor, 4), "ratio": round(reference / ours, 2), "agree": agree}
-
-
 def one_thread() -> None:
     cv2.setNumThreads(1)  # two processes, one thread each
 
 
-def throughput(name: str, draw: Callable[[int], int], images: int, rounds: int = 2) -> dict:
+def throughput(name: str, draw: Callable[[int], int], images: int, rounds: int = 2) -> None:
     """Two processes (ours) and one (reference), alternately; draw(item) simulates one item and returns a checksum."""
     best = {"two": np.inf, "one": np.inf}
     with ProcessPoolExecutor(2, initializer=one_thread) as pool:
@@ -54,7 +43,7 @@ def throughput(name: str, draw: Callable[[int], int], images: int, rounds: int =
             best["two"] = min(best["two"], taken)
     print(f"# {name}: {images / best['two']:.1f} images a second on two processes, {images / best['one']:.1f} on one, "
           f"{1000 * cpu / images:.0f} ms of CPU an image, load {os.getloadavg()[0]:.1f}", file=sys.stderr)
-    return report(f"{name}, two processes", best["two"], best["one"], images / BAR, one == two)
+    report(f"{name}, two processes", best["two"], best["one"], images / BAR, one == two)
 
 
 def draw_board(item: int) -> int:
@@ -64,12 +53,12 @@ def draw_board(item: int) -> int:
     return int(sample.image.sum(dtype=np.int64)) + int(sample.mask.sum(dtype=np.int64))
 
 
-def pcb_throughput(quick: bool) -> dict:
+def pcb_throughput(quick: bool) -> None:
     images = 10 if quick else 60
-    return throughput(f"{images} boards 512x512 with mask", draw_board, images)
+    throughput(f"{images} boards 512x512 with mask", draw_board, images)
 
 
-def pcb_masks(quick: bool) -> dict:
+def pcb_masks(quick: bool) -> None:
     """Scenes and mask from windows, against rendering the whole defective board and comparing whole photographs."""
     ours, reference, agree = [], [], True
     for item in range(3 if quick else 12):
@@ -79,10 +68,10 @@ def pcb_masks(quick: bool) -> dict:
         slow, whole = seconds(lambda made=made: (made.board.photograph() != made.board.photograph(made.layers)).any(axis=2))
         ours.append(fast), reference.append(slow)
         agree &= bool(np.array_equal(mask == 1, whole))
-    return report("masks of boards 512x512, by windows", sum(ours), sum(reference), None, agree)
+    report("masks of boards 512x512, by windows", sum(ours), sum(reference), None, agree)
 
 
-CASES: list[Callable[[bool], dict]] = [pcb_throughput, pcb_masks]
+CASES: list[Callable[[bool], None]] = [pcb_throughput, pcb_masks]
 
 
 if __name__ == "__main__":
@@ -92,4 +81,4 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     one_thread()
     for case in CASES:
-        print(json.dumps(case(arguments.quick)), flush=True)
+        case(arguments.quick)

@@ -7,13 +7,13 @@ the camera against marching each shadow ray step by step, and photometric stereo
 There is no peer to install; --peers is accepted and changes nothing.
 """
 import argparse
-import json
 import math
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
+from timing import report, seconds
 
 from defectbook.core import generator
 from defectbook.data.foil import Foils, cast_shadows, line_lights
@@ -25,18 +25,6 @@ FOILS = {"count": 64, "size": (512, 512), "seed": 1}
 def draw(item: int) -> int:
     """The checksum of one foil's image, drawn from scratch."""
     return int(Foils(**FOILS).image(item).sum(dtype=np.int64))
-
-
-def seconds(function, *arguments):
-    start = time.perf_counter()
-    result = function(*arguments)
-    return time.perf_counter() - start, result
-
-
-def report(case: str, ours: float, reference: float, floor: float | None, agree) -> None:
-    print(json.dumps({"case": case, "ours_seconds": round(ours, 4), "reference_seconds": round(reference, 4),
-                      "floor_seconds": None if floor is None else round(floor, 4), "ratio": round(reference / ours, 2),
-                      "agree": agree}), flush=True)
 
 
 def throughput(images: int) -> None:

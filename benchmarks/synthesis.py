@@ -9,13 +9,13 @@ difference of one image. One thread.
 """
 
 import argparse
-import json
 import math
 import time
 
 import cv2
 import numpy as np
 from PIL import Image, ImageEnhance
+from timing import report
 
 from defectbook.core import generator
 from defectbook.data.draem import CHANGES, GeneratedTextures, perlin_noise, rotate
@@ -106,7 +106,7 @@ def obvious_draem(image, rng):
     return after, difference(image, after)
 
 
-def seconds(function, repeats):
+def mean_seconds(function, repeats):
     """Wall seconds of one call, the mean over `repeats` seeds: kinds draw work of very different size."""
     taken = 0.0
     for seed in range(repeats):
@@ -119,11 +119,9 @@ def seconds(function, repeats):
 
 def compare(case, ours, reference, floor, agree, rounds, repeats):
     """Ours, reference and floor in turn, `rounds` times; the fastest round of each counts, and one JSON line is printed."""
-    times = [[seconds(function, repeats) for function in (ours, reference, floor)] for _ in range(rounds)]
+    times = [[mean_seconds(function, repeats) for function in (ours, reference, floor)] for _ in range(rounds)]
     mine, other, least = (min(column) for column in zip(*times, strict=True))
-    print(json.dumps({"case": case, "ours_seconds": round(mine, 7), "reference_seconds": round(other, 7),
-                      "floor_seconds": round(least, 7), "ratio": round(other / mine, 2), "agree": agree,
-                      "images_per_second": round(1 / mine)}), flush=True)
+    report(case, mine, other, least, agree, images_per_second=round(1 / mine))
 
 
 def main():

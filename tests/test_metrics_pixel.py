@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn import metrics as sk
 
-from benchmarks.metrics import peak_of
+from benchmarks.timing import peak_of
 from defectbook.core import DataError, ParameterError
 from defectbook.metrics import pixel
 from defectbook.metrics.pixel import Counts, PixelStream, rank_pixels

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
-from benchmarks.metrics import peak_of
+from benchmarks.timing import peak_of
 from defectbook.core import ParameterError
 from defectbook.metrics import region
 from defectbook.metrics.pixel import auroc
