@@ -9,7 +9,6 @@ difference of the values (adeval's own are approximate); in the lines on memory 
 """
 
 import argparse
-import gc
 import json
 from collections.abc import Callable
 
