@@ -188,7 +188,9 @@ class Refinement:
 
     def _first_network(self) -> RefinementNetwork:
         with seeded_torch(self.own["seed"], "refinement weights"):
-            return RefinementNetwork(self.own["backbone"], self.own["width"], *self.start).to(self.device).eval()
+            network = RefinementNetwork(self.own["backbone"], self.own["width"], *self.start)
+        # Channels last: a third faster on CPUs, and what GPUs want for half precision.
+        return network.to(self.device, memory_format=torch.channels_last).eval()
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -249,6 +251,10 @@ class Refinement:
         self.network.eval()
         self.history = training.history
 
+    def _autocast(self) -> torch.autocast:
+        # bfloat16 has the range of float32, so that training needs no loss scaling
+        return torch.autocast("cuda", dtype=torch.bfloat16, enabled=self.device.startswith("cuda"))
+
     def _tensors(self, pairs: dict[str, np.ndarray], bounds: tuple[float, float]) -> tuple[Tensor, Tensor, Tensor]:
         """Images uint8 (N, 3, H, W), scaled maps (N, 1, H, W) and truths (N, 1, H, W)."""
         return (torch.from_numpy(pairs["images"]).permute(0, 3, 1, 2), torch.from_numpy(scale_maps(pairs["maps"], bounds).clip(0, 1))[:, None],
@@ -263,7 +269,9 @@ class Refinement:
             images, maps, truths = (part[chosen].to(self.device) for part in pool)
             images, maps, truths = augment(images.float(), maps, truths, rng, self.own["degrees"], self.own["colour"])
             training.optimiser.zero_grad(set_to_none=True)
-            loss = self._loss(self.network(images, maps), truths)
+            with self._autocast():
+                logits = self.network(images, maps)
+            loss = self._loss(logits.float(), truths)
             loss.backward()
             training.optimiser.step()
             total += loss.item()
@@ -294,7 +302,7 @@ class Refinement:
             raise DataError("a map that is not finite cannot be refined; check the detector and the image")
         x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).to(self.device).float()
         y = torch.from_numpy(np.ascontiguousarray(maps, dtype=np.float32))[:, None].clamp(0, 1).to(self.device)
-        with torch.autocast("cuda", dtype=torch.float16, enabled=self.device.startswith("cuda")):
+        with self._autocast():
             logits = self.network(x, y)
         return logits.float().sigmoid()[:, 0].cpu().numpy()
 

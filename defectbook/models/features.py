@@ -32,6 +32,7 @@ BACKBONES: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "wide_resnet50_2": IMAGENET,
     "wide_resnet101_2": IMAGENET,
     "resnext101_32x8d": IMAGENET,
+    "densenet161": IMAGENET,
     "densenet201": IMAGENET,
 }
 

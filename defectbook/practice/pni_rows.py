@@ -31,8 +31,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "small": {"crop": None, "at_most": {"train": 160, "validation": 40, "test": 200},
               "pni": {"backbone": "efficientnet_lite0", "image_size": 256, "pool": 3, "ratio": 0.01, "sigma": 4.0, "words": 512,
                       "neighbourhood": 9, "reduced": 64, "depth": 2, "width": 512, "epochs": 3, "decay_every": 2, "mlp_batch": 2048},
-              # far fewer steps than the paper's 55,000, so each is longer: 3e-4
-              "refinement": {"backbone": "efficientnet_lite0", "image_size": 160, "iterations": 160, "batch_size": 8, "learning_rate": 3e-4,
+              # far fewer steps than the paper's 55,000, so each is longer
+              "refinement": {"backbone": "efficientnet_lite0", "image_size": 160, "iterations": 160, "batch_size": 8, "learning_rate": 1e-3,
                              "pool_size": 160, "renew": False, "round_length": 40, "width": 16},
               "ensemble": ({"backbone": "efficientnet_lite0"}, {"backbone": "efficientnet_lite1"}, {"backbone": "efficientnet_lite2"})},
     "paper": {"crop": (512, 480), "at_most": {},
@@ -114,7 +114,7 @@ def make_rows(names: Sequence[str], fit: KeptFit, validation: Sequence[Sample], 
                             lambda options=options: (fit().using(**options), {"fit": fit.seconds})))
         elif name in LOSS_ROWS:
             made = make_refinement(plain, sizes, seed, device, LOSS_ROWS[name])
-            rows.append(Row(name, {**_identity(made), "base": _identity(plain), "features": plain.backbone.fingerprint},
+            rows.append(Row(name, {**_identity(made), "base": _identity(plain), "features": plain.backbone.fingerprint, "start": made.fingerprint},
                             partial(_refined, fit, validation, sizes, seed, device, LOSS_ROWS[name])))
         else:
             rows.append(Row(name, _identity(make_ensemble(sizes, seed, device)), partial(_ensemble, fit.samples, sizes, seed, device)))
