@@ -59,6 +59,19 @@ def test_both_terms_together_veto_what_either_vetoes(fitted: PNI) -> None:
         assert (both >= single.score(grid) - 1e-5).all()
 
 
+def test_where_no_item_pleases_both_terms_the_farther_counts(fitted: PNI) -> None:
+    """Position allows word 0 only, the neighbourhood word 1 only: every score is the larger of the two terms' own."""
+    (batch,) = fitted.patchcore.embeddings(pictures(1, 6))
+    grid, detector = batch.embeddings[0], fitted.using(combine="both")
+    certain = {term: np.tile(np.eye(16, dtype=np.float32)[word], (64, 1)) for word, term in enumerate(("position", "neighbourhood"))}
+    detector.probabilities = lambda features: certain
+    singles = []
+    for word in (0, 1):
+        items = detector.patchcore.bank.features[detector.item_words == word]
+        singles.append(np.linalg.norm(grid.reshape(64, 1, -1) - items[None], axis=2).min(1))
+    np.testing.assert_allclose(detector.score(grid).ravel(), np.maximum(*singles), rtol=1e-4)
+
+
 def test_without_terms_it_is_patchcore(fitted: PNI) -> None:
     patchcore = PatchCore("efficientnet_lite0", image_size=64, ratio=0.2, sigma=2.0, device="cpu").fit(pictures(8))
     ours, theirs = fitted.using(False, False).predict(pictures(3, 1)), patchcore.predict(pictures(3, 1))

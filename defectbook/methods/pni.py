@@ -12,6 +12,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +96,7 @@ class PNI:
     decay_every, epochs, mlp_batch, held_out: the network and its training. terms: which of "neighbourhood" and "position" are used.
     variant: "corrected", "paper" or "reference"; tau, combine, by_rank, skip_middle .. replace single choices of it, see `VARIANTS`.
     combine: how two terms become one: "probabilities" averages them before the veto (eq. 6), "scores" scores by each and averages,
-    "both" lets an item stand only where each term alone would.
+    "both" lets an item stand only where each term alone would (where no item is left, the farther of what each term allows counts).
     tau: "words" 1/(2 |C_dist|), "items" 1/(2 |C_emb|), "calibrated" vetoes the nearest item of a share `vetoed` of held-out normal patches,
     or a probability. image_score: "patch_max" (of the grid), "top_mean" (top 1 % of the map's pixels) or "map_max".
     """
@@ -221,9 +222,13 @@ class PNI:
         queries, bank = np.ascontiguousarray(features.reshape(-1, features.shape[-1])), self.patchcore.bank
         tables = self.probabilities(features)
         vetoes = [self._allowed([tables[term] for term in terms], self.tau(terms)) for terms in self._groups()]
-        if self.choices["combine"] == "both" and vetoes:
-            vetoes = [lambda rows, items, single=tuple(vetoes): np.logical_and.reduce([allowed(rows, items) for allowed in single])]
-        scores = [allowed_distances(queries, bank, allowed, self.choices["by_rank"]) for allowed in vetoes] or [bank.search(queries)[0][:, 0]]
+        search = partial(allowed_distances, queries, bank, by_rank=self.choices["by_rank"])
+        if self.choices["combine"] == "both" and len(vetoes) == 2:
+            scores = [search(lambda rows, items: np.logical_and.reduce([allowed(rows, items) for allowed in vetoes]))]
+            if not np.isfinite(scores[0]).all():  # nothing that both allow: the farther of what each allows
+                scores = [np.where(np.isfinite(scores[0]), scores[0], np.maximum(*map(search, vetoes)))]
+        else:
+            scores = [search(allowed) for allowed in vetoes] or [bank.search(queries)[0][:, 0]]
         # -log of eq. 8 is the distance times lambda
         return (self.choices["exponent"] * np.mean(scores, axis=0, dtype=np.float32)).reshape(features.shape[:2]).astype(np.float32)
 
