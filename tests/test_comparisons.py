@@ -16,6 +16,7 @@ from defectbook.metrics.published import published
 from defectbook.practice.comparisons import KeptFit, Row, fit_folder, metrics_for, open_sets, run_rows, study
 from defectbook.practice.experiments import run_experiment
 from defectbook.practice.protocol import METRICS, by_kind, compute_metric, compute_metrics, evaluate, evaluate_fitted
+from defectbook.practice.pni_rows import TERM_ROWS
 from defectbook.practice.runs import RunStore
 from defectbook.practice.tables import (
     CATEGORY_GROUPS,
@@ -277,7 +278,7 @@ def test_experiments_read_other_layouts_and_share_rows(mvtec_tree, tmp_path):
              "data_root": str(mvtec_tree)}
     run_experiment("pni_ablation", given, tmp_path / "one", live=False)
     runs = RunStore(tmp_path / "store").runs("pni_ablation")
-    assert {run.params["parameters"]["method"] for run in runs} == {"PatchCore", "PNI-N", "PNI-P", "PNI-NP", "PNI-NPR"}
+    assert {run.params["parameters"]["method"] for run in runs} == {*TERM_ROWS, "PNI-NPR"}
     assert {run.params["parameters"]["category"] for run in runs} == {"plate"} and not any(run.panels() for run in runs)
     run_experiment("pni_curves", given, tmp_path / "two", live=False)
     assert len(RunStore(tmp_path / "store").runs()) == len(runs), "the curves read the ablation's rows"
