@@ -15,8 +15,8 @@ from defectbook.metrics.pixel import auroc
 from defectbook.metrics.published import published
 from defectbook.practice.comparisons import KeptFit, Row, fit_folder, metrics_for, open_sets, run_rows, study
 from defectbook.practice.experiments import run_experiment
-from defectbook.practice.protocol import METRICS, by_kind, compute_metric, compute_metrics, evaluate, evaluate_fitted
 from defectbook.practice.pni_rows import TERM_ROWS
+from defectbook.practice.protocol import METRICS, by_kind, compute_metric, compute_metrics, evaluate, evaluate_fitted
 from defectbook.practice.runs import RunStore
 from defectbook.practice.tables import (
     CATEGORY_GROUPS,
