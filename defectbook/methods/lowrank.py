@@ -69,8 +69,9 @@ class Decomposition:
 
     def __str__(self) -> str:
         state = "converged" if self.converged else "did not converge"
-        return (f"rank {self.rank} of {self.low_rank.shape[1]} columns, {np.count_nonzero(self.sparse) / max(self.sparse.size, 1):.1%} of the entries "
-                f"sparse, {state} after {len(self.residuals)} iterations (residual {min(self.residuals, default=0):.1e})")
+        changed = np.count_nonzero(self.sparse) / self.sparse.size
+        return (f"rank {self.rank} of {self.low_rank.shape[1]} columns, {changed:.1%} of the entries not zero in the sparse part, {state} after "
+                f"{len(self.residuals)} iterations (residual {min(self.residuals):.1e})")
 
 
 def checked_matrix(matrix: np.ndarray, weight: float, tolerance: float, iterations: int) -> np.ndarray:
@@ -111,8 +112,8 @@ def alternate(matrix: np.ndarray, shrinkage: Callable[[np.ndarray, float], np.nd
         penalty = min(growth * penalty, largest)
     converged = residuals[-1] <= tolerance
     if not converged:
-        warnings.warn(f"no convergence in {iterations} iterations: residual {min(residuals):.1e} above {tolerance:.1e}; the best iterate is returned",
-                      DecompositionWarning, stacklevel=3)
+        warnings.warn(f"no convergence in {iterations} iterations: residual {min(residuals):.1e} above {tolerance:.1e}; the best iterate "
+                      "is returned", DecompositionWarning, stacklevel=3)
     return Decomposition(*best, residuals, converged)
 
 
@@ -214,7 +215,10 @@ def linearise(image: np.ndarray, motion: np.ndarray, inset: int = 5) -> tuple[np
 # %% ../../nbs/methods/45_lowrank.ipynb #53f400ba
 @dataclass(frozen=True)
 class Alignment:
-    """motions (n, 6) in px, see `warp`; the decomposition of the aligned columns, each of length one; lengths (n,) before; objectives by outer step."""
+    """motions (n, 6) in px, see `warp`; the decomposition of the aligned columns, each of length one; lengths (n,) before.
+
+    objectives: nuclear norm plus weighted 1-norm after each linearisation.
+    """
 
     motions: np.ndarray
     decomposition: Decomposition
@@ -223,7 +227,8 @@ class Alignment:
     converged: bool
 
 
-def align_once(columns: np.ndarray, derivatives: np.ndarray, weight: float, tolerance: float, iterations: int) -> tuple[Decomposition, np.ndarray, float]:
+def align_once(columns: np.ndarray, derivatives: np.ndarray, weight: float, tolerance: float,
+               iterations: int) -> tuple[Decomposition, np.ndarray, float]:
     """The linearised problem of RASL: (decomposition, increments (n, 6), objective). columns: (m, n). derivatives: (n, m, 6)."""
     inverses = np.linalg.pinv(derivatives, rcond=1e-6)
     penalty, length = 1.25 / spectral_norm(columns), np.linalg.norm(columns)
@@ -261,7 +266,8 @@ def align(images: np.ndarray, weight: float | None = None, inset: int = 5, toler
     weight = 1 / (images.shape[1] - 2 * inset) if weight is None else weight
     motions, objectives, change = np.zeros((len(images), 6)), [], np.inf
     for _ in range(steps):
-        columns, derivatives, lengths = zip(*(linearise(image, motion, inset) for image, motion in zip(images, motions, strict=True)), strict=True)
+        views = [linearise(image, motion, inset) for image, motion in zip(images, motions, strict=True)]
+        columns, derivatives, lengths = zip(*views, strict=True)
         if not any(lengths):
             raise DataError("all images are black inside the inset; there is nothing to align")
         decomposition, increments, objective = align_once(np.stack(columns, axis=1), np.stack(derivatives), weight, inner_tolerance, iterations)
@@ -303,10 +309,12 @@ class RPCA:
 
     def check(self) -> None:
         """Raises `ParameterError` for a parameter out of its range."""
+        least = {"image_size": 8, "columns": 1, "iterations": 1, "seed": 0, "steps": 1, "inset": 0}
         for name, value in self.parameters.items():
-            lowest = {"image_size": 8, "inset": 0, "seed": 0}.get(name, 1 if isinstance(value, int) and not isinstance(value, bool) else 0)
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and (value < lowest or value == 0 == lowest and isinstance(value, float)):
-                raise ParameterError(f"{name}={value} is out of range; give {'at least' if lowest else 'more than'} {lowest}")
+            if name in least and value < least[name]:
+                raise ParameterError(f"{name}={value} is out of range; give at least {least[name]}")
+            if name in ("weight", "tolerance", "rank_share", "moved") and value is not None and not value > 0:
+                raise ParameterError(f"{name}={value} is out of range; give more than 0")
 
     @property
     def is_fitted(self) -> bool:
@@ -329,7 +337,8 @@ class RPCA:
         columns, share = decomposition.low_rank.shape[1], self.parameters["rank_share"]
         if decomposition.rank > max(share * columns, 1):
             warnings.warn(f"{type(self).__name__}: rank {decomposition.rank} of {columns} columns is above the share {share}: these images are not "
-                          "of low rank, and their basis may express defects too; align them, or use another method", DecompositionWarning, stacklevel=3)
+                          "of low rank, and their basis may express defects too; align them, or use another method",
+                          DecompositionWarning, stacklevel=3)
 
     def decompose(self, images: np.ndarray) -> tuple[Decomposition, np.ndarray]:
         """Images (n, side, side) in 0..1: their decomposition, and the sparse parts as maps (n, side, side)."""
@@ -339,7 +348,7 @@ class RPCA:
 
     def alone(self, image: np.ndarray) -> np.ndarray:
         """The map of one image (side, side) in 0..1 against the normal basis."""
-        return np.abs(robust_rest(image.ravel(), self.state["basis"].astype(np.float64))).reshape(image.shape)
+        return np.abs(robust_rest(image.ravel(), self.state["basis"])).reshape(image.shape)
 
     def predict(self, samples: Sequence[Sample]) -> Prediction:
         """Maps at each image's own size in 0..1 and their 99 % quantiles as image scores. Raises `ParameterError` before `fit`."""
@@ -415,7 +424,7 @@ class RASL(RPCA):
 
     def alone(self, image: np.ndarray) -> np.ndarray:
         """As `RPCA.alone`, moving the image until it fits; warns when it still moves after the last step."""
-        basis, motion = self.state["basis"].astype(np.float64), np.zeros(6)
+        basis, motion = self.state["basis"], np.zeros(6)
         for _ in range(self.parameters["steps"]):
             column, derivative, length = linearise(image, motion, self.parameters["inset"])
             if not derivative.any():  # a constant image looks the same from everywhere
@@ -428,7 +437,10 @@ class RASL(RPCA):
             motion = motion + change
             if np.abs(motion).max() > image.shape[0] / 4:
                 break
-        warnings.warn(f"RASL: an image did not settle (motion of {np.abs(motion).max():.1f} px, last change {np.abs(change).max():.2f} px); it is "
-                      "taken as it lies", DecompositionWarning, stacklevel=2)
-        column, _, length = linearise(image, np.zeros(6), self.parameters["inset"])
-        return self.in_place(robust_rest(column, basis) * length, np.zeros(6))
+        away, last = np.abs(motion).max(), np.abs(change).max()
+        lost = away > image.shape[0] / 4  # it left the others for good: better judged as it lies
+        motion = np.zeros(6) if lost else motion
+        warnings.warn(f"RASL: an image did not settle (motion of {away:.1f} px, last change {last:.2f} px); it is taken "
+                      f"{'as it lies' if lost else 'with its last motion'}", DecompositionWarning, stacklevel=2)
+        column, _, length = linearise(image, motion, self.parameters["inset"])
+        return self.in_place(robust_rest(column, basis) * length, motion)
