@@ -180,7 +180,7 @@ def test_align_names_bad_input() -> None:
         align(np.ones((2, 20, 20)), inset=9)
     still = align(np.full((3, 24, 24), 0.5))
     assert still.converged and (still.motions == 0).all() and still.decomposition.rank == 1
-    with pytest.warns(DecompositionWarning, match="px"):
+    with pytest.warns(DecompositionWarning, match="did not settle"):
         align(moved_views(0)[0], steps=1)
 
 
