@@ -431,7 +431,7 @@ class RASL(RPCA):
         return unwarp(np.abs(rest).reshape(inner, inner), motion, side, inset)
 
     def alone(self, image: np.ndarray) -> np.ndarray:
-        """As `RPCA.alone`, moving the image as long as its sparse part gets smaller; warns when that does not end."""
+        """As `RPCA.alone`, moving the image while its sparse part gets smaller and the frame stays inside; warns when that does not end."""
         basis, motion, lowest, best = self.state["basis"], np.zeros(6), np.inf, None
         for _ in range(self.parameters["steps"]):
             column, derivative, length = linearise(image, motion, self.parameters["inset"])
@@ -443,7 +443,8 @@ class RASL(RPCA):
             if cost < lowest:
                 lowest, best = cost, (rest * length, motion)
             change = np.linalg.lstsq(np.hstack([basis, -derivative]), column - rest, rcond=1e-9)[0][-6:]
-            if settled or np.abs(change).max() <= self.parameters["moved"]:
+            reach = np.abs(motion + change).reshape(2, 3).sum(axis=1).max()  # how far the frame's farthest corner would move
+            if settled or np.abs(change).max() <= self.parameters["moved"] or reach > max(self.parameters["inset"], 1):
                 return self.in_place(*best)
             motion = motion + change
         warnings.warn(f"RASL: an image did not settle (motion of {np.abs(motion).max():.1f} px, last change {np.abs(change).max():.2f} px); the best "
