@@ -217,8 +217,9 @@ class Problem:
 class Decomposition:
     """images = background + sparse, both shaped as the images.
 
-    history: the objective F after each iteration, float64 (iterations + 1, N). residual: float64 (N,), root mean
-    square of the proximal gradient (0 at a stationary point) as a share of lambda, at the last step that was kept. iterations, converged: for each image, (N,).
+    history: the objective F after each iteration, float64 (iterations + 1, N). iterations, converged: for each image, (N,).
+    residual: float64 (N,), root mean square of the proximal gradient (0 at a stationary point) as a share of lambda, at the last
+    step that was kept.
     """
 
     background: np.ndarray
@@ -302,8 +303,9 @@ def decompose_fista(images: np.ndarray, priors: np.ndarray, weight: float | np.n
 
     images, priors: float (N, H, W) or (N, H, W, C), values in 0..1. weight, norm: lambda, see `Problem`.
     tolerance: ends an image when the residual of `Decomposition` is no larger. iterations: at most, one gradient each.
-    start: see `Problem.start`; or "warm": first roughly with a larger weight, then on from there; where that ends above the "best" start,
-    once more from that. `history` begins after the rough part, `iterations` counts it. Warns, with the residual, when images have not converged; the last (and best) iterate is returned.
+    start: see `Problem.start`; or "warm": first roughly with a larger weight, then on from there; where that ends above the "best"
+    start, once more from that. `history` begins after the rough part, `iterations` counts it.
+    Warns, with the residual, when images have not converged; the last (and best) iterate is returned.
     """
     if not tolerance > 0 or iterations < 1:
         raise ParameterError(f"tolerance={tolerance}, iterations={iterations}: give a tolerance above 0 and at least 1 iteration")
