@@ -192,8 +192,8 @@ class Problem:
             raise ParameterError(f"start {start!r}: valid values are images, prior, best, or an array")
         if start != "best":
             return (self.images if start == "images" else self.loss.references).copy()
-        best, lowest = self.images.copy(), self.objective(self.images)
-        for limit in (0.0, 0.01, 0.02, 0.04, 0.08, 0.16):
+        best, lowest = self.images.copy(), self.loss.value(self.images)
+        for limit in (0.0, 0.02, 0.05, 0.15):
             trial = self.clipped(limit)
             objective = self.objective(trial)
             best[objective < lowest], lowest = trial[objective < lowest], np.minimum(objective, lowest)
@@ -252,9 +252,10 @@ def decompose_adam(images: np.ndarray, priors: np.ndarray, weight: float | np.nd
     if iterations < 1 or not rate > 0:
         raise ParameterError(f"iterations={iterations}, rate={rate}: give at least 1 iteration and a rate above 0")
     problem = Problem(images, priors, weight, norm, **window)
-    loss = SsimLossTorch(problem.loss)
-    given, weights = torch.from_numpy(problem.images), torch.from_numpy(problem.weight.ravel().copy())
-    current = torch.from_numpy(problem.start(start)).requires_grad_()
+    dtype = torch.float32 if np.asarray(images).dtype == np.float32 else torch.float64  # the images' own: Adam takes no harm from rounding
+    loss = SsimLossTorch(problem.loss, dtype)
+    given, weights = (torch.tensor(part, dtype=dtype) for part in (problem.images, problem.weight.ravel()))
+    current = torch.tensor(problem.start(start), dtype=dtype, requires_grad=True)
     optimiser = torch.optim.Adam([current], rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, iterations, rate / 100 if decay else rate)
     best, lowest, history = current.detach().clone(), torch.full((len(given),), torch.inf, dtype=given.dtype), []
@@ -268,7 +269,7 @@ def decompose_adam(images: np.ndarray, priors: np.ndarray, weight: float | np.nd
             objectives.sum().backward()
             optimiser.step()
             schedule.step()
-    background = best.numpy()
+    background = best.double().numpy()
     history = np.minimum.accumulate(history)
     history[-1] = problem.objective(background)
     _, slope = problem.loss.gradient(background)
@@ -280,13 +281,13 @@ def decompose_adam(images: np.ndarray, priors: np.ndarray, weight: float | np.nd
 
 
 class SsimLossTorch:
-    """The value of a `SsimLoss` in torch, for autograd."""
+    """The value of a `SsimLoss` in torch, for autograd. dtype: a torch type, by default float64."""
 
-    def __init__(self, loss: SsimLoss):
+    def __init__(self, loss: SsimLoss, dtype: "torch.dtype | None" = None):  # noqa: F821 (torch is imported where it is used)
         import torch
 
         for name in ("rows", "columns", "references", "mean", "variance"):
-            setattr(self, name, torch.from_numpy(getattr(loss, name)))
+            setattr(self, name, torch.tensor(getattr(loss, name), dtype=dtype or torch.float64))
         self.c1, self.c2 = loss.c1, loss.c2
 
     def __call__(self, images: "torch.Tensor") -> "torch.Tensor":  # noqa: F821 (torch is imported where it is used)
@@ -303,8 +304,8 @@ def decompose_fista(images: np.ndarray, priors: np.ndarray, weight: float | np.n
 
     images, priors: float (N, H, W) or (N, H, W, C), values in 0..1. weight, norm: lambda, see `Problem`.
     tolerance: ends an image when the residual of `Decomposition` is no larger. iterations: at most, one gradient each.
-    start: see `Problem.start`; or "warm": first roughly with a larger weight, then on from there; where that ends above the "best"
-    start, once more from that. `history` begins after the rough part, `iterations` counts it.
+    start: see `Problem.start`; or "warm": first roughly with a larger weight, then on from there; where that ends above one
+    of the natural starts, once more from "best". `history` begins after the rough part, `iterations` counts it.
     Warns, with the residual, when images have not converged; the last (and best) iterate is returned.
     """
     if not tolerance > 0 or iterations < 1:
@@ -312,10 +313,10 @@ def decompose_fista(images: np.ndarray, priors: np.ndarray, weight: float | np.n
     problem = Problem(images, priors, weight, norm, **window)
     ended = _descend(problem, *(_warm(problem) if isinstance(start, str) and start == "warm" else (problem.start(start), 0)), tolerance, iterations)
     if isinstance(start, str) and start == "warm":
-        natural = problem.start("best")
-        worse = ended.objective > problem.objective(natural)
+        # F at the natural starts: at L = X there is no penalty, at L = prior no loss.
+        worse = ended.objective > np.minimum(problem.loss.value(problem.images), problem.penalty(problem.loss.references))
         if worse.any():  # the warm start led into a poorer valley
-            ended = _merge(ended, _descend(problem, natural, 0, tolerance, iterations), worse)
+            ended = _merge(ended, _descend(problem, problem.start("best"), 0, tolerance, iterations), worse)
     if not ended.converged.all():
         warnings.warn(f"{(~ended.converged).sum()} of {len(ended.converged)} images have not converged after {iterations} iterations: residual "
                       f"{ended.residual.max():.2g}, tolerance {tolerance:.2g}; the best iterates are returned", stacklevel=2)
