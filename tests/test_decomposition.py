@@ -148,7 +148,7 @@ def test_batch_channels_types_and_weights_do_not_matter() -> None:
 def test_adam_comes_to_the_same_objective_later() -> None:
     images, priors, _ = planted()
     ours = decompose_fista(images, priors, 5e-4, tolerance=1e-2)
-    theirs = decompose_adam(images, priors, 5e-4, iterations=600)
+    theirs = decompose_adam(images, priors, 5e-4, iterations=300)
     np.testing.assert_allclose(theirs.objective, ours.objective, rtol=0.05)
     assert (np.diff(theirs.history, axis=0) <= 1e-12).all()
     reached = np.flatnonzero((theirs.history <= ours.objective * 1.02).all(1))
