@@ -172,7 +172,7 @@ def test_each_loss_trains_and_predicts(loss: str) -> None:
 def test_training_lowers_the_loss_on_defects_drawn_on_held_out_images() -> None:
     options = TINY | {"iterations": 80, "round_length": 20, "batch_size": 8, "pool_size": 40, "learning_rate": 3e-3, "loss": "bce"}
     curve = [point["held_out"] for point in Refinement(Difference(), **options).fit(normals()).history]
-    assert len(curve) == 4 and min(curve) < 0.75 * curve[0]
+    assert len(curve) == 4 and min(curve) < 0.9 * curve[0]
 
 
 def test_two_fits_agree_to_the_bit() -> None:
