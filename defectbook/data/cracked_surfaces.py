@@ -94,7 +94,8 @@ def crack_tests(dataset: Dataset, test: int, seed: int = 0, clean: int | None = 
     """`dataset` with a test of `test` normal images with *simulated* cracks and `clean` others left as they are.
 
     Both are drawn by `seed` from the normal samples of the test; none occurs twice. clean: as many as `test` by default, or what remains,
-    which the notes then say. name: of the new set, "<name>_simulated_cracks" by default (said once where the name already ends in "_simulated"). options: see `crack_samples`.
+    which the notes then say. name: of the new set, "<name>_simulated_cracks" by default ("wood_simulated" becomes "wood_simulated_cracks").
+    options: see `crack_samples`.
     Raises `DataError` when too few normal samples are there, `ParameterError` for numbers below 1 and wrong options.
     """
     for what, count in (("test", test), ("clean", 1 if clean is None else clean)):
