@@ -47,6 +47,9 @@ class PAEDID(PriorDetector):
         sparse = np.abs(self.take_apart(images, priors).sparse)
         return sparse if sparse.ndim == 3 else sparse.mean(axis=-1)
 
+    def explain(self, images: np.ndarray, priors: np.ndarray) -> np.ndarray:
+        return self.take_apart(images, priors).background
+
     def using(self, weight: float) -> "PAEDID":
         """The same prior with another lambda."""
         names = ("image_size", "channels", "batch_size", "solver", "norm", "iterations")

@@ -229,6 +229,10 @@ class PriorDetector:
         """Maps (N, side, side) of images (N, side, side[, 3]) and their priors."""
         raise NotImplementedError
 
+    def explain(self, images: np.ndarray, priors: np.ndarray) -> np.ndarray:
+        """The background that this method takes for the images' own, shaped as they are: here the prior."""
+        return priors
+
     @property
     def is_fitted(self) -> bool:
         return getattr(self.prior, "is_fitted", True)
@@ -264,6 +268,12 @@ class PriorDetector:
             maps += part.maps
             scores += list(part.scores)
         return Prediction(maps, np.array(scores))
+
+    def backgrounds(self, samples: Sequence[Sample]) -> np.ndarray:
+        """What the samples would look like without a defect: float32 (N, side, side[, 3]) at the working size, in 0..1."""
+        check_fitted(self)
+        images = self.read(samples).images
+        return self.explain(images, self.background(images)).clip(0, 1)
 
     def save(self, folder: Path | str) -> None:
         """Write prior and parameters to a new `folder`, whole or not at all. Raises `ParameterError` for a prior that gives no tensors."""
