@@ -27,6 +27,7 @@ from defectbook.methods.lowrank import (
     unwarp,
     warp,
 )
+from defectbook.models.detectors import top_mean
 
 
 def planted(seed: int, rank: int = 3, shape: tuple[int, int] = (200, 60), share: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
@@ -220,6 +221,7 @@ def test_detectors_mark_the_defect(kind: type[RPCA], joint: bool, tmp_path) -> N
     assert detector.is_fitted and [m.shape for m in found.maps] == [s.image.shape[:2] for s in tests]
     assert all(m.dtype == np.float32 and np.isfinite(m).all() for m in found.maps)
     assert found.scores.argmax() == 2
+    assert found.scores[1:] == pytest.approx([top_mean(found_map) for found_map in found.maps[1:]])  # those two are at the working size
     inside = tests[2].mask > 0
     assert found.maps[2][inside].mean() > 5 * found.maps[2][~inside].mean()
     detector.save(tmp_path / "saved")
