@@ -197,7 +197,7 @@ SHOWN = ("large", "middle", "small")  # the test images with the largest defect,
 
 
 def judge(detector: Detector, run: Run, threshold: float, rescaled_threshold: float) -> tuple[dict[str, float], pd.DataFrame]:
-    """The Dice figures of a run at thresholds chosen before, and its images with a defect: name, kind, dice, rescaled_dice, share."""
+    """The Dice figures of a run at thresholds chosen before; its images with a defect as name, kind, dice, rescaled_dice, share."""
     known = [(i, sample) for i, sample in enumerate(run.samples) if sample.mask_source is not None or not sample.label]
     maps, masks = [run.prediction.maps[i] for i, _ in known], [sample.mask for _, sample in known]
     rescaled, shown = rescale_each(maps), [(sample, mask) for (_, sample), mask in zip(known, masks, strict=True) if np.any(mask)]
