@@ -251,7 +251,7 @@ class Problem:
             best[objective < lowest], lowest = trial[objective < lowest], np.minimum(objective, lowest)
         return best
 
-    def trials(self, limits: tuple[float, ...] = (0.02, 0.04, 0.08, 0.16)) -> Iterator[np.ndarray]:
+    def trials(self, limits: tuple[float, ...] = (0.04, 0.08, 0.16)) -> Iterator[np.ndarray]:
         """The prior moved towards the image, no grey value by more than a limit: pixel by pixel, or smoothly, as a lamp would do it."""
         for limit in limits:
             moved = _clip(self.images - self.loss.references, limit)
@@ -361,9 +361,11 @@ def decompose_fista(images: np.ndarray, priors: np.ndarray, weight: float | np.n
     """Equation 3 of PAEDID by proximal gradients: a stationary point no higher than its start.
 
     images, priors: float (N, H, W) or (N, H, W, C), values in 0..1. weight, norm: lambda, see `Problem`.
-    tolerance: ends an image when the residual of `Decomposition` is no larger. iterations: steps at most, one gradient each (and one at the
-    start). start: see `Problem.start`; or "warm": the lower of "best" and of ten rough steps from there with a larger weight. Each image is solved by itself, so that all it needs stays in the processor's cache: in float32 as
-    far as that goes, and on from there in float64 where the tolerance asks for more.
+    tolerance: ends an image when the residual of `Decomposition` is no larger. iterations: steps at most, one gradient each (and one at
+    the start). start: see `Problem.start`; or "warm": the lower of "best" and of ten rough steps from there with a larger weight.
+    Each image is solved by itself, so that all it needs stays in the processor's cache: in float32 as far as that goes, and on from
+    there in float64 where the tolerance asks for more. The momentum that gave the function its name has made room for step lengths
+    that follow the curvature (Wright, Nowak and Figueiredo 2009).
     Warns, with the residual, when images have not converged; the last (and best) iterate is returned.
     """
     if not tolerance > 0 or iterations < 1:
