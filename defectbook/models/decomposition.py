@@ -363,8 +363,9 @@ def decompose_fista(images: np.ndarray, priors: np.ndarray, weight: float | np.n
     images, priors: float (N, H, W) or (N, H, W, C), values in 0..1. weight, norm: lambda, see `Problem`.
     tolerance: ends an image when the residual of `Decomposition` is no larger. iterations: steps at most, one gradient each (and one at
     the start). start: see `Problem.start`; or "warm": the lower of "best" and of ten rough steps from there with a larger weight.
-    Each image is solved by itself: in float32 as far as that goes, and on from there in float64 where the tolerance asks for more. The momentum that gave the function its name has made room for step lengths
-    that follow the curvature (Wright, Nowak and Figueiredo 2009).
+    Each image is solved by itself: in float32 as far as that goes, and on from there in float64 where the tolerance asks for more.
+    The momentum that gave the function its name has made room for step lengths that follow the curvature (Wright, Nowak and
+    Figueiredo 2009).
     Warns, with the residual, when images have not converged; the last (and best) iterate is returned.
     """
     if not tolerance > 0 or iterations < 1:
