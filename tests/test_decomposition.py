@@ -65,6 +65,25 @@ def test_filter_matrix_is_a_sliding_average(length: int, size: int, border: str,
     np.testing.assert_allclose(filter_matrix(length, weights, border) @ row, expected, atol=1e-14)
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.integers(9, 20), st.integers(9, 20), st.integers(1, 3), st.sampled_from(["reflect", "valid"]), st.sampled_from(["gaussian", "uniform"]))
+def test_sliding_filters_are_the_matrices_and_their_transposes(height: int, width: int, channels: int, border: str, window: str) -> None:
+    images, _ = random_pair((2, channels, height, width), height + width)
+    loss = SsimLoss(images, size=9, border=border, window=window)
+    smooth = loss.smooth(images)
+    np.testing.assert_allclose(smooth, loss.rows @ images @ loss.columns.T, atol=1e-14)
+    maps = np.random.default_rng(1).normal(size=smooth.shape)
+    np.testing.assert_allclose(loss.spread(maps), loss.rows.T @ maps @ loss.columns, atol=1e-14)
+
+
+def test_small_losses_keep_their_digits_in_single_precision() -> None:
+    flat = np.full((1, 1, 40, 40), 0.5) + 1e-3 * np.random.default_rng(0).random((1, 1, 40, 40))
+    near = flat + 1e-4 * np.random.default_rng(1).normal(size=flat.shape)
+    single, exact = (SsimLoss(flat).select(slice(None), dtype) for dtype in (np.float32, np.float64))
+    assert exact.value(near).item() < 1e-4
+    np.testing.assert_allclose(single.value(near.astype(np.float32)), exact.value(near), rtol=1e-3)
+
+
 @pytest.mark.parametrize("border", ["reflect", "valid"])
 @pytest.mark.parametrize("window", ["gaussian", "uniform"])
 def test_gradient_against_differences_and_autograd(border: str, window: str) -> None:
@@ -119,6 +138,33 @@ def test_never_worse_than_both_natural_starts(seed: int, exponent: float) -> Non
     problem = Problem(images, priors, weight)
     for natural in (images, priors):
         assert (found.objective <= problem.objective(natural[:, None]) + 1e-12).all()
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-6])  # within float32's reach, and beyond it
+@pytest.mark.parametrize("iterations", [3, 3000])
+def test_residual_belongs_to_the_background_returned(tolerance: float, iterations: int) -> None:
+    images, priors, _ = planted()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if iterations == 3 else "error")
+        found = decompose_fista(images, priors, 3e-4, tolerance=tolerance, iterations=iterations)
+    assert (found.iterations <= iterations).all() and (found.converged == (iterations == 3000)).all()
+    problem = Problem(images, priors, 3e-4)
+    background = found.background[:, None]
+    slope, bend = problem.loss.slope(problem.loss.terms(background))
+    scale = np.maximum(bend, 0.03 * problem.loss.curvature())
+    moved = problem.shrink(background - slope / scale, 1 / scale) - background
+    np.testing.assert_allclose(problem.mismatch(moved, 1 / scale), found.residual, rtol=0.02, atol=1e-9)
+
+
+def test_where_the_lamp_has_changed_the_best_start_is_smooth() -> None:
+    _, priors, _ = planted()
+    images = np.clip(priors * np.linspace(0.85, 1.1, priors.shape[2]), 0, 1)
+    problem = Problem(images, priors, 1e-4)
+    pointwise = [problem.loss.references + np.clip(problem.images - problem.loss.references, -limit, limit) for limit in (0, 0.04, 0.08, 0.16, 1)]
+    best = problem.objective(problem.start("best"))
+    assert (best < 0.99 * np.min([problem.objective(start) for start in pointwise], 0)).all()
+    trials = np.array([problem.objective(trial) for trial in problem.trials()])
+    np.testing.assert_allclose(best, trials.min(0), rtol=1e-12)
 
 
 def test_finds_the_planted_defect() -> None:
