@@ -26,7 +26,7 @@ from timing import alternate, report
 from defectbook.core import resize_image
 from defectbook.data.cracks import simulate_cracks
 from defectbook.data.datasets import read_elpv
-from defectbook.models.decomposition import Decomposition, SsimLoss, SsimLossTorch, decompose_adam, decompose_fista, ssim, window_weights
+from defectbook.models.decomposition import Decomposition, SsimLoss, SsimLossTorch, decompose_adam, decompose_proximal, ssim, window_weights
 
 os.environ.setdefault("DEFECTBOOK_PROGRESS", "0")
 RATES = (3e-3, 1e-2, 3e-2)
@@ -52,7 +52,7 @@ def first_within(run: Decomposition, target: float) -> int:
 def solver_case(images: np.ndarray, priors: np.ndarray, weight: float, most: int, rounds: int, start: str = "prior") -> None:
     """A run that gets to the target in k iterations is timed as a run of k iterations. start: Adam's."""
     adams = {rate: partial(decompose_adam, images, priors, weight, rate=rate, start=start) for rate in RATES}
-    fista = partial(decompose_fista, images, priors, weight, tolerance=1e-6)
+    fista = partial(decompose_proximal, images, priors, weight, tolerance=1e-6)
     long = fista(iterations=2 * most)
     lowest, theirs = long.history[-1].mean(), min(run(iterations=most).history[-1].mean() for run in adams.values())
     target = 1.01 * max(lowest, theirs)
@@ -68,7 +68,7 @@ def solver_case(images: np.ndarray, priors: np.ndarray, weight: float, most: int
 
 
 def inference_case(images: np.ndarray, priors: np.ndarray, weight: float, rounds: int) -> None:
-    (taken,), (found,) = alternate([partial(decompose_fista, images, priors, weight)], rounds)
+    (taken,), (found,) = alternate([partial(decompose_proximal, images, priors, weight)], rounds)
     shape = " x ".join(map(str, images.shape[1:]))
     report(f"seconds an image of {shape}, lambda {weight:g}, default tolerance", taken / len(images), None, None, bool(found.converged.all()),
            bar=0.5, iterations=int(found.iterations.max()))

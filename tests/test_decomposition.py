@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from skimage.metrics import structural_similarity
 
 from defectbook.core import DataError, ParameterError
-from defectbook.models.decomposition import Problem, SsimLoss, SsimLossTorch, decompose_adam, decompose_fista, filter_matrix, ssim, window_weights
+from defectbook.models.decomposition import Problem, SsimLoss, SsimLossTorch, decompose_adam, decompose_proximal, filter_matrix, ssim, window_weights
 
 
 def random_pair(shape: tuple[int, ...], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -48,7 +48,7 @@ def test_ssim_map_agrees_with_skimage_also_at_the_border() -> None:
 def test_flat_images_have_no_trouble() -> None:
     flat = np.full((2, 20, 20), 0.5)
     assert np.allclose(ssim(flat, flat), 1) and np.allclose(ssim(np.zeros_like(flat), np.zeros_like(flat)), 1)
-    found = decompose_fista(flat, flat, 1e-4)
+    found = decompose_proximal(flat, flat, 1e-4)
     assert found.converged.all() and not found.sparse.any()
 
 
@@ -116,7 +116,7 @@ def test_curvature_lies_above_the_second_derivative() -> None:
 @pytest.mark.parametrize("start", ["images", "prior", "best", "warm"])
 def test_descends_and_ends_at_a_stationary_point(weight: float, start: str) -> None:
     images, priors, _ = planted()
-    found = decompose_fista(images, priors, weight, tolerance=1e-3, iterations=3000, start=start)
+    found = decompose_proximal(images, priors, weight, tolerance=1e-3, iterations=3000, start=start)
     assert found.converged.all() and (found.residual <= 1e-3).all()
     assert (np.diff(found.history, axis=0) <= 0).all()
     problem = Problem(images, priors, weight)
@@ -134,7 +134,7 @@ def test_never_worse_than_both_natural_starts(seed: int, exponent: float) -> Non
     weight = 10**exponent
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = decompose_fista(images, priors, weight, iterations=5)
+        found = decompose_proximal(images, priors, weight, iterations=5)
     problem = Problem(images, priors, weight)
     for natural in (images, priors):
         assert (found.objective <= problem.objective(natural[:, None]) + 1e-12).all()
@@ -146,7 +146,7 @@ def test_residual_belongs_to_the_background_returned(tolerance: float, iteration
     images, priors, _ = planted()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore" if iterations == 3 else "error")
-        found = decompose_fista(images, priors, 3e-4, tolerance=tolerance, iterations=iterations)
+        found = decompose_proximal(images, priors, 3e-4, tolerance=tolerance, iterations=iterations)
     assert (found.iterations <= iterations).all() and (found.converged == (iterations == 3000)).all()
     problem = Problem(images, priors, 3e-4)
     background = found.background[:, None]
@@ -169,7 +169,7 @@ def test_where_the_lamp_has_changed_the_best_start_is_smooth() -> None:
 
 def test_finds_the_planted_defect() -> None:
     images, priors, bars = planted()
-    found = decompose_fista(images, priors, 5e-4)
+    found = decompose_proximal(images, priors, 5e-4)
     marked = np.abs(found.sparse) > 0.1
     assert 2 * (marked & bars).sum() / (marked.sum() + bars.sum()) > 0.95
     assert (found.sparse == 0).mean() > 0.3 > (images == priors).mean()
@@ -178,22 +178,22 @@ def test_finds_the_planted_defect() -> None:
 
 def test_batch_channels_types_and_weights_do_not_matter() -> None:
     images, priors, _ = planted(3)
-    together = decompose_fista(images, priors, np.array([1e-4, 3e-4, 1e-3]), tolerance=1e-3)
+    together = decompose_proximal(images, priors, np.array([1e-4, 3e-4, 1e-3]), tolerance=1e-3)
     for index, weight in enumerate((1e-4, 3e-4, 1e-3)):
-        alone = decompose_fista(images[index:index + 1], priors[index:index + 1], weight, tolerance=1e-3)
+        alone = decompose_proximal(images[index:index + 1], priors[index:index + 1], weight, tolerance=1e-3)
         np.testing.assert_allclose(together.background[index], alone.background[0], atol=1e-9)
         assert together.iterations[index] == alone.iterations[0]
-    one = decompose_fista(images[..., None], priors[..., None], 3e-4, tolerance=1e-3)
-    mean = decompose_fista(images, priors, 3e-4 * images[0].size, norm="mean", tolerance=1e-3)
+    one = decompose_proximal(images[..., None], priors[..., None], 3e-4, tolerance=1e-3)
+    mean = decompose_proximal(images, priors, 3e-4 * images[0].size, norm="mean", tolerance=1e-3)
     np.testing.assert_allclose(one.background[..., 0], mean.background, atol=1e-9)
-    small = decompose_fista(images.astype(np.float32), priors.astype(np.float32), 3e-4, tolerance=1e-3)
+    small = decompose_proximal(images.astype(np.float32), priors.astype(np.float32), 3e-4, tolerance=1e-3)
     assert small.background.dtype == np.float32 and small.sparse.shape == images.shape
     np.testing.assert_allclose(small.background, mean.background, atol=1e-3)
 
 
 def test_adam_comes_to_the_same_objective_later() -> None:
     images, priors, _ = planted()
-    ours = decompose_fista(images, priors, 5e-4, tolerance=1e-2)
+    ours = decompose_proximal(images, priors, 5e-4, tolerance=1e-2)
     theirs = decompose_adam(images, priors, 5e-4, iterations=300)
     np.testing.assert_allclose(theirs.objective, ours.objective, rtol=0.05)
     assert (np.diff(theirs.history, axis=0) <= 1e-12).all()
@@ -204,7 +204,7 @@ def test_adam_comes_to_the_same_objective_later() -> None:
 def test_warns_with_the_residual_when_it_has_not_converged() -> None:
     images, priors, _ = planted()
     with pytest.warns(UserWarning, match=r"2 of 2 images have not converged after 2 iterations: residual .*best iterates"):
-        found = decompose_fista(images, priors, 1e-5, tolerance=1e-9, iterations=2)
+        found = decompose_proximal(images, priors, 1e-5, tolerance=1e-9, iterations=2)
     assert not found.converged.any() and np.isfinite(found.background).all()
 
 
@@ -220,7 +220,7 @@ GOOD = np.full((1, 16, 16), 0.5)
     (GOOD[0], GOOD[0], r"give \(N, H, W\)"),
     (GOOD[:0], GOOD[:0], "at least one pixel"),
 ])
-@pytest.mark.parametrize("solve", [decompose_fista, decompose_adam])
+@pytest.mark.parametrize("solve", [decompose_proximal, decompose_adam])
 def test_bad_images_are_named(solve, images: np.ndarray, priors: np.ndarray, match: str) -> None:
     with pytest.raises(DataError, match=match) as error:
         solve(images, priors, 1e-4)
@@ -235,10 +235,10 @@ def test_bad_images_are_named(solve, images: np.ndarray, priors: np.ndarray, mat
 ])
 def test_bad_parameters_are_named(changed: dict, match: str) -> None:
     with pytest.raises(ParameterError, match=match) as error:
-        decompose_fista(GOOD, GOOD, **{"weight": 1e-4, **changed})
+        decompose_proximal(GOOD, GOOD, **{"weight": 1e-4, **changed})
     assert "\n" not in str(error.value)
 
 
 def test_a_start_of_another_shape_is_named() -> None:
     with pytest.raises(DataError, match="start"):
-        decompose_fista(GOOD, GOOD, 1e-4, start=np.full((1, 8, 8), 0.5))
+        decompose_proximal(GOOD, GOOD, 1e-4, start=np.full((1, 8, 8), 0.5))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['window_weights', 'filter_matrix', 'SsimTerms', 'SsimLoss', 'ssim', 'Problem', 'Decomposition', 'decompose_adam',
-           'SsimLossTorch', 'decompose_fista']
+           'SsimLossTorch', 'decompose_proximal']
 
 # %% ../../nbs/models/38_decomposition.ipynb #5e4605e8
 import warnings
@@ -300,7 +300,7 @@ def _as_given(stack: np.ndarray, images: np.ndarray) -> np.ndarray:
 # %% ../../nbs/models/38_decomposition.ipynb #acc020d5
 def decompose_adam(images: np.ndarray, priors: np.ndarray, weight: float | np.ndarray, iterations: int = 500, rate: float = 1e-2,
                    start: str | np.ndarray = "prior", norm: str = "sum", decay: bool = True, **window: float | str) -> Decomposition:
-    """Equation 3 the paper's way: Adam on L. Arguments as for `decompose_fista`; `rate`: the learning rate.
+    """Equation 3 the paper's way: Adam on L. Arguments as for `decompose_proximal`; `rate`: the learning rate.
 
     decay: let the rate fall to a hundredth along a cosine. The best iterate is returned; nothing tells when Adam has
     converged, so `converged` is False and the residual says how far it got.
@@ -339,13 +339,14 @@ def decompose_adam(images: np.ndarray, priors: np.ndarray, weight: float | np.nd
 
 
 class SsimLossTorch:
-    """The value of a `SsimLoss` in torch, for autograd. dtype: a torch type, by default float64."""
+    """The value of a `SsimLoss` in torch, for autograd. dtype: a torch type, by default float64. device: of torch."""
 
-    def __init__(self, loss: SsimLoss, dtype: "torch.dtype | None" = None):  # noqa: F821 (torch is imported where it is used)
+    # noqa below: torch is imported where it is used
+    def __init__(self, loss: SsimLoss, dtype: "torch.dtype | None" = None, device: "torch.device | str" = "cpu"):  # noqa: F821
         import torch
 
         for name in ("rows", "columns", "references", "mean", "variance"):
-            setattr(self, name, torch.tensor(getattr(loss, name), dtype=dtype or torch.float64))
+            setattr(self, name, torch.tensor(getattr(loss, name), dtype=dtype or torch.float64, device=device))
         self.c1, self.c2 = loss.c1, loss.c2
 
     def __call__(self, images: "torch.Tensor") -> "torch.Tensor":  # noqa: F821 (torch is imported where it is used)
@@ -356,7 +357,7 @@ class SsimLossTorch:
         return 1 - (a1 * a2 / (b1 * b2)).mean((1, 2, 3))
 
 # %% ../../nbs/models/38_decomposition.ipynb #8f6d5a71
-def decompose_fista(images: np.ndarray, priors: np.ndarray, weight: float | np.ndarray, tolerance: float = 0.05, iterations: int = 500,
+def decompose_proximal(images: np.ndarray, priors: np.ndarray, weight: float | np.ndarray, tolerance: float = 0.05, iterations: int = 500,
                     start: str | np.ndarray = "best", norm: str = "sum", **window: float | str) -> Decomposition:
     """Equation 3 of PAEDID by proximal gradients: a stationary point no higher than its start.
 

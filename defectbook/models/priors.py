@@ -28,7 +28,7 @@ from .training import seeded_torch
 def ssim_loss(network: nn.Module, images: Tensor) -> Tensor:
     """1 - SSIM of the reconstruction, mean over images (Bergmann et al. 2018), with a Gaussian window of 11 px."""
     references = SsimLoss(np.ascontiguousarray(images.detach().float().cpu().numpy()))
-    return SsimLossTorch(references, torch.float32)(network(images).float().contiguous()).mean()
+    return SsimLossTorch(references, torch.float32, images.device)(network(images).float().contiguous()).mean()
 
 
 LOSSES: dict[str, Loss] = {"squared": squared_error, "ssim": ssim_loss}
