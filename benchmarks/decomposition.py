@@ -52,8 +52,8 @@ def first_within(run: Decomposition, target: float) -> int:
 def solver_case(images: np.ndarray, priors: np.ndarray, weight: float, most: int, rounds: int, start: str = "prior") -> None:
     """A run that gets to the target in k iterations is timed as a run of k iterations. start: Adam's."""
     adams = {rate: partial(decompose_adam, images, priors, weight, rate=rate, start=start) for rate in RATES}
-    fista = partial(decompose_proximal, images, priors, weight, tolerance=1e-6)
-    long = fista(iterations=2 * most)
+    ours_until = partial(decompose_proximal, images, priors, weight, tolerance=1e-6)
+    long = ours_until(iterations=2 * most)
     lowest, theirs = long.history[-1].mean(), min(run(iterations=most).history[-1].mean() for run in adams.values())
     target = 1.01 * max(lowest, theirs)
     # Adam's rate falls over its run: the shortest run that gets there, of a geometric series of lengths, is the fair one.
@@ -61,7 +61,7 @@ def solver_case(images: np.ndarray, priors: np.ndarray, weight: float, most: int
     shortest = {rate: next((k for k in lengths if run(iterations=k).history[-1].mean() <= target), None) for rate, run in adams.items()}
     best = min((rate for rate in RATES if shortest[rate]), key=lambda rate: shortest[rate])
     ours = max(1, first_within(long, target))
-    (mine, adam), values = alternate([partial(fista, iterations=ours), partial(adams[best], iterations=shortest[best])], rounds)
+    (mine, adam), values = alternate([partial(ours_until, iterations=ours), partial(adams[best], iterations=shortest[best])], rounds)
     report(f"decomposition of {len(images)} images of {images.shape[1]} px, lambda {weight:g}, against Adam from {start}", mine, adam, None,
            bool(all(value.history[-1].mean() <= target * (1 + 1e-6) for value in values)),
            evaluations={"ours": ours + 1, "adam": shortest[best]}, rate=best, adam_excess=round(theirs / lowest - 1, 4))
