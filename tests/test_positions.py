@@ -203,7 +203,8 @@ def test_extended_by_what_comes_off_the_line() -> None:
 
 @pytest.mark.parametrize("limit_mb", [None, 0])
 @pytest.mark.parametrize("blocks, message", [
-    ([(5, 2, 2, 3)], "5 latent maps where 6 were announced"), ([], "0 latent maps where 6"), ([(4, 2, 2, 3), (3, 2, 2, 3)], "at least 7 latent maps where 6"),
+    ([(5, 2, 2, 3)], "5 latent maps where 6 were announced"), ([], "0 latent maps where 6"),
+    ([(4, 2, 2, 3), (3, 2, 2, 3)], "at least 7 latent maps where 6"),
     ([(3, 2, 2, 3), (3, 2, 3, 3)], r"maps of \(2, 3, 3\) for a memory of \(2, 2, 3\)"), ([(6, 2, 2, 4)], r"\(2, 2, 4\)"), ([(6, 12)], r"\(12,\)")])
 def test_maps_that_do_not_fit_are_counted_and_named(tmp_path, limit_mb, blocks, message: str) -> None:
     with pytest.raises(DataError, match=message):

@@ -28,7 +28,7 @@ from .training import seeded_torch
 
 # %% ../../nbs/models/39_priors.ipynb #d1ce10f5
 def ssim_loss(network: nn.Module, images: Tensor) -> Tensor:
-    """1 - SSIM of the reconstruction, mean over images (Bergmann et al. 2018), with a Gaussian window of 11 px."""
+    """1 - SSIM of the reconstruction, mean over images (Bergmann et al. 2018): a Gaussian window of 11 px, images mirrored at the border."""
     references = SsimLoss(np.ascontiguousarray(images.detach().float().cpu().numpy()))
     return SsimLossTorch(references, torch.float32)(network(images).float().contiguous()).mean()
 
