@@ -276,8 +276,9 @@ def memory_panels(detector: PAEDID, run: Run, tile: int = TILE) -> list[Panel]:
         tiles = [resize_image(sample.image, (tile, tile)), _blocks(colour_map(found.distances[i], 0.0, top), tile),
                  _blocks(np.repeat(found.replaced[i].astype(np.uint8)[..., None] * 255, 3, axis=2), tile),
                  *(resize_image(_as_rgb(part[i]), (tile, tile)) for part in (found.priors, everything))]
+        least = float(np.quantile(found.distances[i], 1 - detector.prior.parameters["alpha"]))
         panels.append(Panel(np.concatenate([part for one in tiles for part in (one, gap)][:-1], axis=1), sample.name, sample.meta.get("kind", ""),
-                            "memory", float(found.distances[i].max()), float(np.quantile(found.distances[i], 1 - detector.prior.parameters["alpha"]))))
+                            "memory", float(found.distances[i].max()), least))
     return panels
 
 
