@@ -151,8 +151,9 @@ class Kitchen:
     def _low_rank(self, kind: type, name: str) -> tuple[dict[Hashable, Detector], dict[str, float]]:
         started, side = time.perf_counter(), self.sizes["side"]
         usual = 1 / (side if kind is RPCA else side - 2 * min(5, side // 8))
-        made = {factor: kind(image_size=side, columns=self.sizes["columns"][name], weight=factor * usual, seed=self.seed,
-                             **({} if kind is RPCA else {"inset": min(5, side // 8)})) for factor in self.sizes["low_rank"]}
+        weights = [factor * usual for factor in self.sizes["low_rank"]]
+        made = {weight: kind(image_size=side, columns=self.sizes["columns"][name], weight=weight, seed=self.seed,
+                             **({} if kind is RPCA else {"inset": min(5, side // 8)})) for weight in weights}
         for detector in made.values():
             detector.fit(self.product.dataset.train)
         return made, {"fit": time.perf_counter() - started}
@@ -257,7 +258,8 @@ def mask_panels(detector: Detector, run: Run, threshold: float) -> list[Panel]:
     panels = []
     for (name, i), sample, background in zip(chosen.items(), samples, backgrounds, strict=True):
         found = run.prediction.maps[i]
-        top = max(2 * threshold, float(np.finfo(np.float32).tiny))
+        # A threshold of zero calls every pixel defective; then the colours end at the map's largest value.
+        top = 2 * threshold if threshold > 0 else max(float(found.max()), 0.0) or 1.0
         panels.append(Panel(mask_strip(sample, background, found, threshold, (0.0, top)), sample.name, sample.meta.get("kind", ""), name,
                             float(run.prediction.scores[i]), run.threshold))
     return panels
