@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from skimage.metrics import structural_similarity
 
 from defectbook.core import DataError, ParameterError
-from defectbook.models.decomposition import Problem, SsimLoss, SsimLossTorch, decompose_adam, decompose_fista, filter_matrix, ssim, window_weights
+from defectbook.models.decomposition import Problem, SsimLoss, SsimLossTorch, decompose_adam, decompose_proximal, filter_matrix, ssim, window_weights
 
 
 def random_pair(shape: tuple[int, ...], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -48,7 +48,7 @@ def test_ssim_map_agrees_with_skimage_also_at_the_border() -> None:
 def test_flat_images_have_no_trouble() -> None:
     flat = np.full((2, 20, 20), 0.5)
     assert np.allclose(ssim(flat, flat), 1) and np.allclose(ssim(np.zeros_like(flat), np.zeros_like(flat)), 1)
-    found = decompose_fista(flat, flat, 1e-4)
+    found = decompose_proximal(flat, flat, 1e-4)
     assert found.converged.all() and not found.sparse.any()
 
 
@@ -63,6 +63,25 @@ def test_filter_matrix_is_a_sliding_average(length: int, size: int, border: str,
     padded = np.pad(row, size // 2, mode="symmetric") if border == "reflect" else row
     expected = [padded[start:start + size] @ weights for start in range(len(padded) - size + 1)]
     np.testing.assert_allclose(filter_matrix(length, weights, border) @ row, expected, atol=1e-14)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(9, 20), st.integers(9, 20), st.integers(1, 3), st.sampled_from(["reflect", "valid"]), st.sampled_from(["gaussian", "uniform"]))
+def test_sliding_filters_are_the_matrices_and_their_transposes(height: int, width: int, channels: int, border: str, window: str) -> None:
+    images, _ = random_pair((2, channels, height, width), height + width)
+    loss = SsimLoss(images, size=9, border=border, window=window)
+    smooth = loss.smooth(images)
+    np.testing.assert_allclose(smooth, loss.rows @ images @ loss.columns.T, atol=1e-14)
+    maps = np.random.default_rng(1).normal(size=smooth.shape)
+    np.testing.assert_allclose(loss.spread(maps), loss.rows.T @ maps @ loss.columns, atol=1e-14)
+
+
+def test_small_losses_keep_their_digits_in_single_precision() -> None:
+    flat = np.full((1, 1, 40, 40), 0.5) + 1e-3 * np.random.default_rng(0).random((1, 1, 40, 40))
+    near = flat + 1e-4 * np.random.default_rng(1).normal(size=flat.shape)
+    single, exact = (SsimLoss(flat).select(slice(None), dtype) for dtype in (np.float32, np.float64))
+    assert exact.value(near).item() < 1e-4
+    np.testing.assert_allclose(single.value(near.astype(np.float32)), exact.value(near), rtol=1e-3)
 
 
 @pytest.mark.parametrize("border", ["reflect", "valid"])
@@ -97,7 +116,7 @@ def test_curvature_lies_above_the_second_derivative() -> None:
 @pytest.mark.parametrize("start", ["images", "prior", "best", "warm"])
 def test_descends_and_ends_at_a_stationary_point(weight: float, start: str) -> None:
     images, priors, _ = planted()
-    found = decompose_fista(images, priors, weight, tolerance=1e-3, iterations=3000, start=start)
+    found = decompose_proximal(images, priors, weight, tolerance=1e-3, iterations=3000, start=start)
     assert found.converged.all() and (found.residual <= 1e-3).all()
     assert (np.diff(found.history, axis=0) <= 0).all()
     problem = Problem(images, priors, weight)
@@ -115,15 +134,42 @@ def test_never_worse_than_both_natural_starts(seed: int, exponent: float) -> Non
     weight = 10**exponent
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = decompose_fista(images, priors, weight, iterations=5)
+        found = decompose_proximal(images, priors, weight, iterations=5)
     problem = Problem(images, priors, weight)
     for natural in (images, priors):
         assert (found.objective <= problem.objective(natural[:, None]) + 1e-12).all()
 
 
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-6])  # within float32's reach, and beyond it
+@pytest.mark.parametrize("iterations", [3, 3000])
+def test_residual_belongs_to_the_background_returned(tolerance: float, iterations: int) -> None:
+    images, priors, _ = planted()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if iterations == 3 else "error")
+        found = decompose_proximal(images, priors, 3e-4, tolerance=tolerance, iterations=iterations)
+    assert (found.iterations <= iterations).all() and (found.converged == (iterations == 3000)).all()
+    problem = Problem(images, priors, 3e-4)
+    background = found.background[:, None]
+    slope, bend = problem.loss.slope(problem.loss.terms(background))
+    scale = np.maximum(bend, 0.03 * problem.loss.curvature())
+    moved = problem.shrink(background - slope / scale, 1 / scale) - background
+    np.testing.assert_allclose(problem.mismatch(moved, 1 / scale), found.residual, rtol=0.02, atol=1e-9)
+
+
+def test_where_the_lamp_has_changed_the_best_start_is_smooth() -> None:
+    _, priors, _ = planted()
+    images = np.clip(priors * np.linspace(0.85, 1.1, priors.shape[2]), 0, 1)
+    problem = Problem(images, priors, 1e-4)
+    pointwise = [problem.loss.references + np.clip(problem.images - problem.loss.references, -limit, limit) for limit in (0, 0.04, 0.08, 0.16, 1)]
+    best = problem.objective(problem.start("best"))
+    assert (best < 0.99 * np.min([problem.objective(start) for start in pointwise], 0)).all()
+    trials = np.array([problem.objective(trial) for trial in problem.trials()])
+    np.testing.assert_allclose(best, trials.min(0), rtol=1e-12)
+
+
 def test_finds_the_planted_defect() -> None:
     images, priors, bars = planted()
-    found = decompose_fista(images, priors, 5e-4)
+    found = decompose_proximal(images, priors, 5e-4)
     marked = np.abs(found.sparse) > 0.1
     assert 2 * (marked & bars).sum() / (marked.sum() + bars.sum()) > 0.95
     assert (found.sparse == 0).mean() > 0.3 > (images == priors).mean()
@@ -132,22 +178,22 @@ def test_finds_the_planted_defect() -> None:
 
 def test_batch_channels_types_and_weights_do_not_matter() -> None:
     images, priors, _ = planted(3)
-    together = decompose_fista(images, priors, np.array([1e-4, 3e-4, 1e-3]), tolerance=1e-3)
+    together = decompose_proximal(images, priors, np.array([1e-4, 3e-4, 1e-3]), tolerance=1e-3)
     for index, weight in enumerate((1e-4, 3e-4, 1e-3)):
-        alone = decompose_fista(images[index:index + 1], priors[index:index + 1], weight, tolerance=1e-3)
+        alone = decompose_proximal(images[index:index + 1], priors[index:index + 1], weight, tolerance=1e-3)
         np.testing.assert_allclose(together.background[index], alone.background[0], atol=1e-9)
         assert together.iterations[index] == alone.iterations[0]
-    one = decompose_fista(images[..., None], priors[..., None], 3e-4, tolerance=1e-3)
-    mean = decompose_fista(images, priors, 3e-4 * images[0].size, norm="mean", tolerance=1e-3)
+    one = decompose_proximal(images[..., None], priors[..., None], 3e-4, tolerance=1e-3)
+    mean = decompose_proximal(images, priors, 3e-4 * images[0].size, norm="mean", tolerance=1e-3)
     np.testing.assert_allclose(one.background[..., 0], mean.background, atol=1e-9)
-    small = decompose_fista(images.astype(np.float32), priors.astype(np.float32), 3e-4, tolerance=1e-3)
+    small = decompose_proximal(images.astype(np.float32), priors.astype(np.float32), 3e-4, tolerance=1e-3)
     assert small.background.dtype == np.float32 and small.sparse.shape == images.shape
     np.testing.assert_allclose(small.background, mean.background, atol=1e-3)
 
 
 def test_adam_comes_to_the_same_objective_later() -> None:
     images, priors, _ = planted()
-    ours = decompose_fista(images, priors, 5e-4, tolerance=1e-2)
+    ours = decompose_proximal(images, priors, 5e-4, tolerance=1e-2)
     theirs = decompose_adam(images, priors, 5e-4, iterations=300)
     np.testing.assert_allclose(theirs.objective, ours.objective, rtol=0.05)
     assert (np.diff(theirs.history, axis=0) <= 1e-12).all()
@@ -158,7 +204,7 @@ def test_adam_comes_to_the_same_objective_later() -> None:
 def test_warns_with_the_residual_when_it_has_not_converged() -> None:
     images, priors, _ = planted()
     with pytest.warns(UserWarning, match=r"2 of 2 images have not converged after 2 iterations: residual .*best iterates"):
-        found = decompose_fista(images, priors, 1e-5, tolerance=1e-9, iterations=2)
+        found = decompose_proximal(images, priors, 1e-5, tolerance=1e-9, iterations=2)
     assert not found.converged.any() and np.isfinite(found.background).all()
 
 
@@ -174,7 +220,7 @@ GOOD = np.full((1, 16, 16), 0.5)
     (GOOD[0], GOOD[0], r"give \(N, H, W\)"),
     (GOOD[:0], GOOD[:0], "at least one pixel"),
 ])
-@pytest.mark.parametrize("solve", [decompose_fista, decompose_adam])
+@pytest.mark.parametrize("solve", [decompose_proximal, decompose_adam])
 def test_bad_images_are_named(solve, images: np.ndarray, priors: np.ndarray, match: str) -> None:
     with pytest.raises(DataError, match=match) as error:
         solve(images, priors, 1e-4)
@@ -189,10 +235,10 @@ def test_bad_images_are_named(solve, images: np.ndarray, priors: np.ndarray, mat
 ])
 def test_bad_parameters_are_named(changed: dict, match: str) -> None:
     with pytest.raises(ParameterError, match=match) as error:
-        decompose_fista(GOOD, GOOD, **{"weight": 1e-4, **changed})
+        decompose_proximal(GOOD, GOOD, **{"weight": 1e-4, **changed})
     assert "\n" not in str(error.value)
 
 
 def test_a_start_of_another_shape_is_named() -> None:
     with pytest.raises(DataError, match="start"):
-        decompose_fista(GOOD, GOOD, 1e-4, start=np.full((1, 8, 8), 0.5))
+        decompose_proximal(GOOD, GOOD, 1e-4, start=np.full((1, 8, 8), 0.5))

@@ -19,7 +19,7 @@ import numpy as np
 from scipy.ndimage import affine_transform
 
 from ..core import DataError, ParameterError, Prediction, Sample, generator, progress
-from ..models.detectors import check_fitted, load_fitted, read_working, save_fitted
+from ..models.detectors import check_fitted, load_fitted, read_working, rebuilding, save_fitted
 from ..models.features import check_normal
 
 # %% ../../nbs/methods/45_lowrank.ipynb #0f77b526
@@ -368,7 +368,8 @@ class RPCA:
     def load(cls, folder: Path | str) -> "RPCA":
         """The detector saved in `folder`. Raises `WeightsError` when it holds none of this kind."""
         parameters, state = load_fitted(folder, cls, ["images", "basis"])
-        detector = cls(**parameters)
+        with rebuilding(folder, cls):
+            detector = cls(**parameters)
         detector.state = state
         return detector
 

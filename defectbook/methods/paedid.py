@@ -11,23 +11,23 @@ from typing import Any
 import numpy as np
 
 from ..core import ParameterError, unknown
-from ..models.decomposition import decompose_adam, decompose_fista
+from ..models.decomposition import decompose_adam, decompose_proximal
 from ..models.priors import PatchPrior, PriorDetector
 
 # %% ../../nbs/methods/44_paedid.ipynb #ace33a19
-SOLVERS = {"fista": decompose_fista, "adam": decompose_adam}
+SOLVERS = {"proximal": decompose_proximal, "adam": decompose_adam}
 
 
 class PAEDID(PriorDetector):
     """PAEDID: the size of the sparse part of equation 3 is the map.
 
     prior: None is the paper's patch autoencoder; else any object with `reconstruct(images) -> images`. weight: lambda, 1e-5 for wood and
-    6e-4 for cells in the paper. solver: "fista", or "adam", the paper's way. norm: see `decomposition.Problem`. iterations: at most.
+    6e-4 for cells in the paper. solver: "proximal", or "adam", the paper's way. norm: see `decomposition.Problem`. iterations: at most.
     Raises `ParameterError` for values out of range.
     """
 
     def __init__(self, prior: Any = None, weight: float = 6e-4, image_size: int = 128, channels: str = "grey", batch_size: int = 16,
-                 solver: str = "fista", norm: str = "sum", iterations: int = 500):
+                 solver: str = "proximal", norm: str = "sum", iterations: int = 500):
         if solver not in SOLVERS:
             raise ParameterError(unknown("solver", solver, SOLVERS))
         if norm not in ("sum", "mean"):

@@ -19,7 +19,7 @@ from scipy.interpolate import BSpline
 from scipy.optimize import minimize_scalar
 
 from ..core import DataError, ParameterError, Prediction, Sample, progress, unknown
-from ..models.detectors import CHANNELS, WorkingImages, check_fitted, load_fitted, read_working, save_fitted
+from ..models.detectors import CHANNELS, WorkingImages, check_fitted, load_fitted, read_working, rebuilding, save_fitted
 from ..models.features import check_normal
 
 # %% ../../nbs/methods/46_smooth_sparse.ipynb #7e6012fb
@@ -322,6 +322,7 @@ class SmoothSparse:
     def load(cls, folder: Path | str) -> "SmoothSparse":
         """The detector saved in `folder`. Raises `WeightsError` when it holds none of this kind."""
         parameters, state = load_fitted(folder, cls, ["smoothness", "sparsity"])
-        detector = cls(**parameters)
+        with rebuilding(folder, cls):
+            detector = cls(**parameters)
         detector.state = state
         return detector

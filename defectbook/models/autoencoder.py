@@ -169,8 +169,8 @@ class ItemMemory(nn.Module):
 
     def __init__(self, items: int, width: int, shrink: float | None = None):
         super().__init__()
-        if items < 1 or not 0 <= (shrink or 0) < 1:
-            raise ParameterError(f"items={items}, shrink={shrink}: give at least one item and a threshold in [0, 1)")
+        if items < 1 or not 0 <= (1 / items if shrink is None else shrink) < 1:
+            raise ParameterError(f"items={items}, shrink={shrink}: give at least two items, or one and a threshold in [0, 1)")
         self.items = nn.Parameter(torch.empty(items, width).uniform_(-1, 1) / width**0.5)
         self.shrink = 1 / items if shrink is None else shrink
 

@@ -84,11 +84,12 @@ class PositionMemory:
         """
         if maps.shape[1:] != self.shape:
             raise DataError(f"latent maps of {maps.shape[1:]} asked of a memory of {self.shape}; use images of the size it was built with")
-        if not np.isfinite(maps).all():
-            raise DataError("latent maps with NaN or infinity; check the images and the encoder")
         height, width, depth = self.shape
         count, positions = len(maps), height * width
-        queries = np.ascontiguousarray(maps.reshape(count, positions, depth).transpose(1, 0, 2), np.float32)
+        with np.errstate(over="ignore"):  # what float32 cannot hold is named below
+            queries = np.ascontiguousarray(maps.reshape(count, positions, depth).transpose(1, 0, 2), np.float32)
+        if not np.isfinite(queries).all():
+            raise DataError("latent maps with NaN or infinity; check the images and the encoder")
         vectors, lengths = self.vectors.reshape(positions, len(self), depth), self.lengths.reshape(positions, len(self))
         found, distances, images = np.empty_like(queries), np.empty((positions, count), np.float32), np.empty((positions, count), np.int64)
         step = max(1, int(block_mb * 1e6 / (4 * len(self) * (depth + count))))

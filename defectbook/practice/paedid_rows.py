@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'WOOD_SMALL', 'KINDS', 'ALPHA', 'METHODS', 'PRINTED', 'TITLES', 'SHOWN', 'sizes_of', 'Product',
-           'open_product', 'TunedRow', 'Kitchen', 'judge', 'mask_strip', 'shown_images', 'mask_panels', 'may_show',
-           'run_tuned']
+           'open_product', 'TunedRow', 'Kitchen', 'judge', 'mask_strip', 'shown_images', 'mask_panels', 'memory_panels',
+           'may_show', 'run_tuned']
 
 # %% ../../nbs/practice/62g_paedid_rows.ipynb #86aea170
 import time
@@ -39,20 +39,21 @@ from .thresholds import dice_each, false_alarm_area, rescale_each, tune
 SIZES: dict[str, dict[str, Any]] = {
     "smoke": {"side": 32, "at_most": {"train": 10, "validation": 6, "test": 8}, "tuning": 5, "tests": 4, "folds": 2,
               "training": {"epochs": 2, "batch_size": 4}, "encoder": {"cells": (4, 8), "wood": (4, 8)}, "items": 10,
-              "patchcore": {"image_size": 64, "ratio": 0.2, "sigma": 2.0}, "columns": {"RPCA": 8, "RASL": 6},
+              "patchcore_train": 6, "patchcore": {"image_size": 64, "ratio": 0.2, "sigma": 2.0}, "columns": {"RPCA": 8, "RASL": 6},
               "weights": (1e-4, 1e-3), "low_rank": (1.0,), "knots": (4,)},
     "small": {"side": 128, "at_most": {"train": 1000, "validation": 120, "test": 200}, "tuning": 40, "tests": 50, "folds": 5,
-              "training": {"epochs": 40, "batch_size": 16}, "encoder": {"cells": "cells", "wood": "wood"}, "items": 500,
-              "patchcore": {"image_size": 256, "ratio": 0.01, "sigma": 4.0}, "columns": {"RPCA": 300, "RASL": 60},
+              "training": {"epochs": 40, "batch_size": 8, "rate": 4e-3}, "encoder": {"cells": "cells", "wood": "wood"}, "items": 500,
+              "patchcore_train": 250, "patchcore": {"image_size": 256, "ratio": 0.01, "sigma": 4.0}, "columns": {"RPCA": 300, "RASL": 60},
               "weights": (1e-5, 3e-5, 1e-4, 2e-4, 3e-4, 4e-4, 5e-4, 6e-4, 8e-4), "low_rank": (0.5, 1.0, 2.0), "knots": (16, 40)},
     "paper": {"side": 128, "at_most": {}, "tuning": 100, "tests": 100, "folds": 5,
               "training": {"epochs": 200, "batch_size": 16, "patience": 20, "held_out": 1 / 9},
               "encoder": {"cells": "cells", "wood": "wood"}, "items": 2000,
+              "patchcore_train": None,
               "patchcore": {"image_size": 224, "ratio": 0.1, "sigma": 4.0, "backbone": "wide_resnet101_2"}, "columns": {"RPCA": 900, "RASL": 200},
               "weights": (1e-5, 3e-5, 1e-4, 2e-4, 3e-4, 4e-4, 5e-4, 6e-4, 8e-4), "low_rank": (0.25, 0.5, 1.0, 2.0, 4.0), "knots": (16, 40)},
 }
 # Trained on fewer images or for fewer epochs than cells: a step of the wood encoder costs ten times theirs.
-WOOD_SMALL = {"at_most": {"train": 400, "validation": 60, "test": 200}, "training": {"epochs": 12, "batch_size": 16}}
+WOOD_SMALL = {"at_most": {"train": 400, "validation": 60, "test": 200}, "training": {"epochs": 10, "batch_size": 4, "rate": 3e-3}}
 KINDS = {"elpv": "cells"}  # which encoder suits a product; "wood" for all others
 ALPHA = 0.03
 
@@ -122,7 +123,8 @@ class Kitchen:
 
     def __init__(self, product: Product, sizes: Mapping[str, Any], store: RunStore | None = None, seed: int = 0, device: str = "auto"):
         self.product, self.sizes, self.store, self.seed, self.device = product, sizes, store, seed, device
-        self.data = product.dataset.fingerprint()
+        # Sets that differ in their tests only share their fits.
+        self.data = replace(product.dataset, name="", category="", validation=[], test=[]).fingerprint()
         self.fits: dict[str, KeptFit] = {}
 
     def _kept(self, name: str, make: Callable[[], Any], kind: type) -> tuple[Any, dict[str, float]]:
@@ -180,8 +182,11 @@ class Kitchen:
             made = {"": PatchCore(**self.sizes["patchcore"], device=self.device, seed=self.seed)}
         else:
             raise ParameterError(unknown("method", method, METHODS))
+        # PatchCore's memory grows with every patch; it gets an even part.
+        most = self.sizes["patchcore_train"] if method == "PatchCore" else None
+        normal = limit(self.product.dataset, train=most).train
         for detector in made.values():
-            detector.fit(self.product.dataset.train)
+            detector.fit(normal)
         return made, {"fit": time.perf_counter() - started}
 
     def row(self, method: str) -> TunedRow:
@@ -203,15 +208,17 @@ SHOWN = ("large", "middle", "small")  # the test images with the largest defect,
 
 
 def judge(detector: Detector, run: Run, threshold: float, rescaled_threshold: float) -> tuple[dict[str, float], pd.DataFrame]:
-    """The Dice figures of a run at thresholds chosen before; its images with a defect as name, kind, dice, rescaled_dice, share."""
+    """Dice figures of a run at thresholds chosen before, and a row an image with a defect: name, kind, dice, rescaled_dice, share."""
     known = [(i, sample) for i, sample in enumerate(run.samples) if sample.mask_source is not None or not sample.label]
     maps, masks = [run.prediction.maps[i] for i, _ in known], [sample.mask for _, sample in known]
     rescaled, shown = rescale_each(maps), [(sample, mask) for (_, sample), mask in zip(known, masks, strict=True) if np.any(mask)]
     table = pd.DataFrame({"name": [sample.name for sample, _ in shown], "kind": [sample.meta.get("kind", "") for sample, _ in shown],
                           "dice": dice_each(maps, masks, threshold), "rescaled_dice": dice_each(rescaled, masks, rescaled_threshold),
                           "share": [float(np.mean(mask != 0)) for _, mask in shown]})
-    figures = {"dice": float(table.dice.mean()), "dice_rescaled": float(table.rescaled_dice.mean()),
-               "dice_rescaled_oracle": METRICS["dice_oracle"].function(rescaled, masks),
+    values, truth = (np.concatenate([part.ravel() for part, mask in zip(parts, masks, strict=True) if np.any(mask)]) for parts in (maps, masks))
+    figures = {"dice": float(table.dice.mean()),
+               "map_on_defect": float(values[truth != 0].mean()), "map_elsewhere": float(values[truth == 0].mean()),
+               "dice_rescaled": float(table.rescaled_dice.mean()), "dice_rescaled_oracle": METRICS["dice_oracle"].function(rescaled, masks),
                "false_alarm_area": false_alarm_area(maps, masks, threshold),
                "false_alarm_area_rescaled": false_alarm_area(rescaled, masks, rescaled_threshold)}
     return {name: value for name, value in figures.items() if np.isfinite(value)}, table
@@ -227,14 +234,9 @@ def mask_strip(sample: Sample, background: np.ndarray | None, anomaly_map: np.nd
             return nothing
         return np.repeat((resize_mask(np.asarray(mask, np.uint8), size) > 0).astype(np.uint8)[..., None] * 255, 3, axis=2)
 
-    def picture(image: np.ndarray | None) -> np.ndarray:
-        if image is None:
-            return nothing
-        image = np.round(image * 255).astype(np.uint8)
-        return resize_image(np.ascontiguousarray(np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image), size)
-
+    shown = nothing if background is None else resize_image(_as_rgb(background), size)
     gap = np.full((tile, GUTTER, 3), 255, np.uint8)
-    tiles = [resize_image(sample.image, size), flat(sample.mask), picture(background), resize_image(colour_map(anomaly_map, *map_range), size),
+    tiles = [resize_image(sample.image, size), flat(sample.mask), shown, resize_image(colour_map(anomaly_map, *map_range), size),
              flat(anomaly_map >= threshold)]
     return np.concatenate([part for tile_ in tiles for part in (tile_, gap)][:-1], axis=1)
 
@@ -263,6 +265,35 @@ def mask_panels(detector: Detector, run: Run, threshold: float) -> list[Panel]:
         panels.append(Panel(mask_strip(sample, background, found, threshold, (0.0, top)), sample.name, sample.meta.get("kind", ""), name,
                             float(run.prediction.scores[i]), run.threshold))
     return panels
+
+
+def memory_panels(detector: PAEDID, run: Run, tile: int = TILE) -> list[Panel]:
+    """image | cosine distance by position | patches replaced | D(M'') | D(M'), for the images of `shown_images`: where the memory steps in."""
+    samples = [run.samples[i] for i in shown_images(run.samples).values()]
+    images = detector.read(samples).images
+    found, everything = detector.prior.retrieve(images), detector.prior.using(1.0).retrieve(images).priors
+    gap, top = np.full((tile, GUTTER, 3), 255, np.uint8), float(found.distances.max())
+    panels = []
+    for i, sample in enumerate(samples):
+        tiles = [resize_image(sample.image, (tile, tile)), _blocks(colour_map(found.distances[i], 0.0, top), tile),
+                 _blocks(np.repeat(found.replaced[i].astype(np.uint8)[..., None] * 255, 3, axis=2), tile),
+                 *(resize_image(_as_rgb(part[i]), (tile, tile)) for part in (found.priors, everything))]
+        least = float(np.quantile(found.distances[i], 1 - detector.prior.parameters["alpha"]))
+        panels.append(Panel(np.concatenate([part for one in tiles for part in (one, gap)][:-1], axis=1), sample.name, sample.meta.get("kind", ""),
+                            "memory", float(found.distances[i].max()), least))
+    return panels
+
+
+def _blocks(picture: np.ndarray, tile: int) -> np.ndarray:
+    """A small picture (h, w, 3) at tile x tile, its pixels as squares."""
+    rows, columns = (np.arange(tile) * side // tile for side in picture.shape[:2])
+    return np.ascontiguousarray(picture[rows][:, columns])
+
+
+def _as_rgb(image: np.ndarray) -> np.ndarray:
+    """An image (H, W) or (H, W, 3) in 0..1 as uint8 RGB."""
+    image = np.round(image * 255).astype(np.uint8)
+    return np.ascontiguousarray(np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image)
 
 
 def may_show(dataset: Dataset) -> bool:
@@ -307,6 +338,8 @@ def run_tuned(experiment: str, rows: Sequence[TunedRow], product: Product, store
                                  columns=run.metrics.columns)
             run = replace(run, metrics=pd.concat([run.metrics, extra], ignore_index=True))
             panels = mask_panels(detector, run, tuned.threshold) if may_show(dataset) else []
+            if panels and isinstance(detector, PAEDID) and detector.prior.parameters["alpha"] < 1:
+                panels += memory_panels(detector, run)
             made_with = provenance(device, preset, run.seconds, data=data)
             shown = {"dataset": dataset.name, "category": dataset.category, "method": row.method, "seed": seed, "preset": preset,
                      **(parameters or {})}
