@@ -102,9 +102,9 @@ def test_a_large_lambda_leaves_nothing_and_a_small_one_the_difference(detector):
 
 def test_both_solvers_come_to_one_objective():
     images = working(TESTS)
-    fista, adam = (PAEDID(Clean(), 3e-4, 32, solver=solver, iterations=1500) for solver in ("fista", "adam"))
+    proximal, adam = (PAEDID(Clean(), 3e-4, 32, solver=solver, iterations=1500) for solver in ("proximal", "adam"))
     problem = Problem(images, Clean().images, 3e-4)
-    ends = [problem.objective(made.take_apart(images, Clean().images).background.astype(float)[:, None]) for made in (fista, adam)]
+    ends = [problem.objective(made.take_apart(images, Clean().images).background.astype(float)[:, None]) for made in (proximal, adam)]
     np.testing.assert_allclose(ends[0], ends[1], rtol=0.02)
     assert (ends[0] < problem.objective(images[:, None].astype(float))).all()
 
@@ -135,7 +135,7 @@ def test_what_has_not_converged_is_said_and_returned(detector):
 def test_the_default_is_the_papers():
     made = PAEDID()
     assert type(made.prior) is PatchPrior and made.prior.widths == (3, 9, 27, 81) and made.prior.parameters["alpha"] == 0.03
-    assert made.parameters["weight"] == 6e-4 and made.parameters["solver"] == "fista" and made.parameters["image_size"] == 128
+    assert made.parameters["weight"] == 6e-4 and made.parameters["solver"] == "proximal" and made.parameters["image_size"] == 128
 
 
 def test_fitted_by_its_own_fit_it_is_the_same(detector):
@@ -198,7 +198,7 @@ def test_saved_and_loaded_bit_for_bit(detector, tmp_path):
     (lambda: PAEDID(weight=0), "weight=0"), (lambda: PAEDID(weight=-1e-3), "weight=-0.001"), (lambda: PAEDID(weight=np.nan), "weight=nan"),
     (lambda: PAEDID(weight=np.inf), "weight=inf"), (lambda: PAEDID(iterations=0), "iterations=0"), (lambda: PAEDID().using(0), "weight=0"),
     (lambda: PAEDID(PatchPrior(alpha=1.01)), "alpha=1.01"), (lambda: PAEDID(PatchPrior(alpha=0)), "alpha=0"),
-    (lambda: PAEDID(solver="fist"), "did you mean 'fista'"), (lambda: PAEDID(norm="sums"), "did you mean 'sum'"),
+    (lambda: PAEDID(solver="fist"), "did you mean 'proximal'"), (lambda: PAEDID(norm="sums"), "did you mean 'sum'"),
     (lambda: PAEDID(channels="rbg"), "did you mean 'rgb'"), (lambda: PAEDID("cells"), "prior str has no reconstruct")])
 def test_values_out_of_range_are_one_line(make, match):
     with pytest.raises(ParameterError, match=match) as error:
