@@ -102,9 +102,9 @@ def test_a_large_lambda_leaves_nothing_and_a_small_one_the_difference(detector):
 
 def test_both_solvers_come_to_one_objective():
     images = working(TESTS)
-    proximal, adam = (PAEDID(Clean(), 3e-4, 32, solver=solver, iterations=1500) for solver in ("proximal", "adam"))
+    ours, adam = (PAEDID(Clean(), 3e-4, 32, solver=solver, iterations=1500) for solver in ("proximal", "adam"))
     problem = Problem(images, Clean().images, 3e-4)
-    ends = [problem.objective(made.take_apart(images, Clean().images).background.astype(float)[:, None]) for made in (proximal, adam)]
+    ends = [problem.objective(made.take_apart(images, Clean().images).background.astype(float)[:, None]) for made in (ours, adam)]
     np.testing.assert_allclose(ends[0], ends[1], rtol=0.02)
     assert (ends[0] < problem.objective(images[:, None].astype(float))).all()
 
@@ -198,7 +198,7 @@ def test_saved_and_loaded_bit_for_bit(detector, tmp_path):
     (lambda: PAEDID(weight=0), "weight=0"), (lambda: PAEDID(weight=-1e-3), "weight=-0.001"), (lambda: PAEDID(weight=np.nan), "weight=nan"),
     (lambda: PAEDID(weight=np.inf), "weight=inf"), (lambda: PAEDID(iterations=0), "iterations=0"), (lambda: PAEDID().using(0), "weight=0"),
     (lambda: PAEDID(PatchPrior(alpha=1.01)), "alpha=1.01"), (lambda: PAEDID(PatchPrior(alpha=0)), "alpha=0"),
-    (lambda: PAEDID(solver="fist"), "did you mean 'proximal'"), (lambda: PAEDID(norm="sums"), "did you mean 'sum'"),
+    (lambda: PAEDID(solver="proximl"), "did you mean 'proximal'"), (lambda: PAEDID(norm="sums"), "did you mean 'sum'"),
     (lambda: PAEDID(channels="rbg"), "did you mean 'rgb'"), (lambda: PAEDID("cells"), "prior str has no reconstruct")])
 def test_values_out_of_range_are_one_line(make, match):
     with pytest.raises(ParameterError, match=match) as error:

@@ -311,7 +311,7 @@ def run_tuned(experiment: str, rows: Sequence[TunedRow], product: Product, store
     if not any(sample.label for sample in dataset.test):
         raise DataError(f"{dataset.name}: no test image has a defect; use truth='simulated' or another category")
     data = dataset.fingerprint()
-    annotated = any(sample.mask_source is not None for sample in dataset.test)
+    annotated = any(np.any(sample.mask) for sample in dataset.test if sample.label and sample.mask_source is not None)
     mixed = len({sample.label > 0 for sample in dataset.test}) == 2
     for row in rows:
         identity = {"method": row.method, **row.identity, "data": data, "tuning": len(masks), "folds": folds, "seed": seed}
@@ -338,7 +338,7 @@ def run_tuned(experiment: str, rows: Sequence[TunedRow], product: Product, store
                                  columns=run.metrics.columns)
             run = replace(run, metrics=pd.concat([run.metrics, extra], ignore_index=True))
             panels = mask_panels(detector, run, tuned.threshold) if may_show(dataset) else []
-            if panels and isinstance(detector, PAEDID) and detector.prior.parameters["alpha"] < 1:
+            if panels and isinstance(detector, PAEDID) and getattr(detector.prior, "parameters", {}).get("alpha", 1) < 1:
                 panels += memory_panels(detector, run)
             made_with = provenance(device, preset, run.seconds, data=data)
             shown = {"dataset": dataset.name, "category": dataset.category, "method": row.method, "seed": seed, "preset": preset,
