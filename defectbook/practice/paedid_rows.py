@@ -272,7 +272,7 @@ def memory_panels(detector: PAEDID, run: Run, tile: int = TILE) -> list[Panel]:
     samples = [run.samples[i] for i in shown_images(run.samples).values()]
     images = detector.read(samples).images
     found, everything = detector.prior.retrieve(images), detector.prior.using(1.0).retrieve(images).priors
-    gap, top = np.full((tile, GUTTER, 3), 255, np.uint8), float(found.distances.max())
+    gap, top = np.full((tile, GUTTER, 3), 255, np.uint8), float(found.distances.max()) or 1.0
     panels = []
     for i, sample in enumerate(samples):
         tiles = [resize_image(sample.image, (tile, tile)), _blocks(colour_map(found.distances[i], 0.0, top), tile),
