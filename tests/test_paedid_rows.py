@@ -12,6 +12,7 @@ from tiny_trees import tile_tree, write_image
 
 from defectbook.core import DataError, ParameterError, Prediction, Sample
 from defectbook.data.wood import read_wood
+from defectbook.methods.paedid import PAEDID
 from defectbook.metrics.pixel import dice, dice_oracle
 from defectbook.metrics.published import published
 from defectbook.models.autoencoder import latent_shape, split_held_out
@@ -31,6 +32,7 @@ from defectbook.practice.paedid_rows import (
     mask_panels,
     mask_strip,
     may_show,
+    memory_panels,
     open_product,
     run_tuned,
     shown_images,
@@ -259,7 +261,8 @@ def test_every_method_is_fitted_tuned_judged_and_stored(rows, wood, method):
     assert images.dice.mean() == pytest.approx(run.value("dice"), abs=1e-5)
     assert tuning.groupby("candidate").images.sum().tolist() == [5] * tuning.candidate.nunique() and set(tuning.fold) == {0, 1}
     assert run.provenance["preset"] == "smoke" and {"fit", "tune", "predict"} <= set(run.provenance["seconds"])
-    assert run.params["parameters"]["method"] == method and len(run.panels()) == 3
+    assert run.params["parameters"]["method"] == method and len(run.panels()) == (6 if method == "PAEDID" else 3)
+    assert {"map_on_defect", "map_elsewhere"} <= figures
 
 
 def test_a_second_call_reads_the_store(rows, kitchen, wood, capsys):
@@ -356,6 +359,36 @@ def test_unknown_methods_are_named_before_anything_is_fitted(kitchen):
             ask("PEADID")
 
 
+def test_patchcore_remembers_an_even_part(kitchen):
+    (detector,) = kitchen.candidates("PatchCore")[0].values()
+    patches = (WOOD_SIZES["patchcore"]["image_size"] // 8) ** 2
+    assert len(detector.bank) == int(WOOD_SIZES["patchcore"]["ratio"] * WOOD_SIZES["patchcore_train"] * patches)
+
+
+def test_sets_that_differ_in_their_test_share_their_fits(wood, kitchen):
+    fewer = Product(replace(wood.dataset, name="other", test=wood.dataset.test[:2]), wood.tuning)
+    assert Kitchen(fewer, WOOD_SIZES, kitchen.store, device="cpu").data == kitchen.data
+    other = replace(wood.dataset, train=wood.dataset.train[:-1])
+    assert Kitchen(Product(other, wood.tuning), WOOD_SIZES, kitchen.store, device="cpu").data != kitchen.data
+
+
+def test_a_row_of_ones_own(wood, tmp_path):
+    """PAEDID with a plugged-in prior that has no parameters and no memory."""
+    class Mean:
+        def reconstruct(self, images):
+            return np.broadcast_to(images.mean((1, 2), keepdims=True), images.shape)
+
+    row = TunedRow("my own", {"version": 1}, lambda: ({1e-3: PAEDID(Mean(), 1e-3, 32)}, {"fit": 0.0}))
+    (run,) = run_tuned("mine", [row], wood, RunStore(tmp_path / "store"), folds=2)
+    assert len(run.panels()) == 3 and run.value("tuned_weight") == 1e-3 and run.value("dice") <= run.value("dice_oracle") + 1e-9
+
+
+def test_defects_that_the_size_has_erased_leave_image_figures(wood, tmp_path):
+    empty = [Sample(s.image, np.zeros((32, 32), np.uint8), s.label, s.name) if s.label else s for s in wood.dataset.test]
+    (run,) = run_tuned("rows", [bright_row()], replace(wood, dataset=replace(wood.dataset, test=empty)), RunStore(tmp_path / "store"), folds=2)
+    assert "image_auroc" in set(run.metrics.metric) and not {"dice", "pixel_auroc"} & set(run.metrics.metric)
+
+
 # judging and pictures
 
 def test_judging_is_the_definitions(wood):
@@ -365,6 +398,9 @@ def test_judging_is_the_definitions(wood):
     by_hand = [dice(found >= -100, sample.mask) for found, sample in zip(run.prediction.maps, tests, strict=True) if sample.label]
     assert table.dice.tolist() == pytest.approx(by_hand) and figures["dice"] == pytest.approx(np.mean(by_hand))
     assert table.share.tolist() == pytest.approx([sample.mask.mean() for sample in tests if sample.label])
+    cracked = [(found, sample.mask) for found, sample in zip(run.prediction.maps, tests, strict=True) if sample.label]
+    for name, inside in (("map_on_defect", True), ("map_elsewhere", False)):
+        assert figures[name] == pytest.approx(np.concatenate([found[(mask > 0) == inside] for found, mask in cracked]).mean(), rel=1e-5)
     sound = [np.mean(found >= -100) for found, sample in zip(run.prediction.maps, tests, strict=True) if not sample.label]
     assert figures["false_alarm_area"] == pytest.approx(np.mean(sound))
     cracked = [sample for sample in tests if sample.label]
@@ -393,7 +429,7 @@ def test_pictures_of_other_peoples_data_stay_out_of_the_store(tmp_path, wood):
 
 
 def test_all_rows_show_the_same_images(rows):
-    one, two = rows("PAE").panels(), rows("RPCA").panels()
+    one, two = rows("PAE").panels(), rows("PAEDID").panels()[:3]
     assert [panel.name for panel in one] == [panel.name for panel in two] and [panel.choice for panel in one] == list(SHOWN)
     width = len(TITLES) * one[0].strip.shape[0] + (len(TITLES) - 1) * GUTTER
     assert {panel.strip.shape for panel in one} == {(one[0].strip.shape[0], width, 3)} and all(panel.strip.dtype == np.uint8 for panel in one)
@@ -433,6 +469,19 @@ def test_backgrounds_are_in_the_panels_where_a_method_has_them(kitchen, wood):
         side = panels[0].strip.shape[0]
         tile = panels[0].strip[:, 2 * (side + GUTTER):3 * side + 2 * GUTTER]
         assert (tile != UNKNOWN_COLOUR).any() == known
+
+
+def test_memory_panels_show_what_was_replaced(kitchen, wood):
+    detector = PAEDID(kitchen.candidates("PAE")[0][""].prior.using(0.25), 1e-3, 32, "rgb")
+    run = evaluate_fitted(Bright(), wood.dataset)
+    panels, chosen = memory_panels(detector, run, 64), [wood.dataset.test[i] for i in shown_images(wood.dataset.test).values()]
+    found = detector.prior.retrieve(detector.read(chosen).images)
+    assert [panel.name for panel in panels] == [sample.name for sample in chosen] and {panel.choice for panel in panels} == {"memory"}
+    for panel, distances, replaced in zip(panels, found.distances, found.replaced, strict=True):
+        assert panel.strip.shape == (64, 5 * 64 + 4 * GUTTER, 3) and panel.score == pytest.approx(distances.max())
+        blocks = panel.strip[::8, 2 * (64 + GUTTER):3 * 64 + 2 * GUTTER:8, 0]  # 8 x 8 patches of 8 px
+        assert (blocks == 255 * replaced).all() and replaced.mean() == pytest.approx(0.25, abs=0.02)
+        assert (distances[replaced] >= panel.threshold - 1e-6).all()
 
 
 @pytest.mark.parametrize("threshold", [-5.0, 0.0, 1e-6, 1e6])
