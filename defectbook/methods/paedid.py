@@ -39,7 +39,7 @@ class PAEDID(PriorDetector):
                          iterations=iterations)
 
     def take_apart(self, images: np.ndarray, priors: np.ndarray):
-        """The `Decomposition` of images and priors (N, side, side[, 3]); "fista" warns, with the residual, when it has not converged."""
+        """The `Decomposition` of images and priors (N, side, side[, 3]); "proximal" warns, with the residual, when it has not converged."""
         weight, norm, iterations = (self.parameters[name] for name in ("weight", "norm", "iterations"))
         return SOLVERS[self.parameters["solver"]](images, priors, weight, norm=norm, iterations=iterations)
 

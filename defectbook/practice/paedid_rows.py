@@ -153,8 +153,9 @@ class Kitchen:
     def _low_rank(self, kind: type, name: str) -> tuple[dict[Hashable, Detector], dict[str, float]]:
         started, side = time.perf_counter(), self.sizes["side"]
         usual = 1 / (side if kind is RPCA else side - 2 * min(5, side // 8))
-        made = {factor: kind(image_size=side, columns=self.sizes["columns"][name], weight=factor * usual, seed=self.seed,
-                             **({} if kind is RPCA else {"inset": min(5, side // 8)})) for factor in self.sizes["low_rank"]}
+        weights = [factor * usual for factor in self.sizes["low_rank"]]
+        made = {weight: kind(image_size=side, columns=self.sizes["columns"][name], weight=weight, seed=self.seed,
+                             **({} if kind is RPCA else {"inset": min(5, side // 8)})) for weight in weights}
         for detector in made.values():
             detector.fit(self.product.dataset.train)
         return made, {"fit": time.perf_counter() - started}
@@ -259,7 +260,8 @@ def mask_panels(detector: Detector, run: Run, threshold: float) -> list[Panel]:
     panels = []
     for (name, i), sample, background in zip(chosen.items(), samples, backgrounds, strict=True):
         found = run.prediction.maps[i]
-        top = max(2 * threshold, float(np.finfo(np.float32).tiny))
+        # A threshold of zero calls every pixel defective; then the colours end at the map's largest value.
+        top = 2 * threshold if threshold > 0 else max(float(found.max()), 0.0) or 1.0
         panels.append(Panel(mask_strip(sample, background, found, threshold, (0.0, top)), sample.name, sample.meta.get("kind", ""), name,
                             float(run.prediction.scores[i]), run.threshold))
     return panels
@@ -270,7 +272,7 @@ def memory_panels(detector: PAEDID, run: Run, tile: int = TILE) -> list[Panel]:
     samples = [run.samples[i] for i in shown_images(run.samples).values()]
     images = detector.read(samples).images
     found, everything = detector.prior.retrieve(images), detector.prior.using(1.0).retrieve(images).priors
-    gap, top = np.full((tile, GUTTER, 3), 255, np.uint8), float(found.distances.max())
+    gap, top = np.full((tile, GUTTER, 3), 255, np.uint8), float(found.distances.max()) or 1.0
     panels = []
     for i, sample in enumerate(samples):
         tiles = [resize_image(sample.image, (tile, tile)), _blocks(colour_map(found.distances[i], 0.0, top), tile),
@@ -309,7 +311,7 @@ def run_tuned(experiment: str, rows: Sequence[TunedRow], product: Product, store
     if not any(sample.label for sample in dataset.test):
         raise DataError(f"{dataset.name}: no test image has a defect; use truth='simulated' or another category")
     data = dataset.fingerprint()
-    annotated = any(sample.mask_source is not None for sample in dataset.test)
+    annotated = any(np.any(sample.mask) for sample in dataset.test if sample.label and sample.mask_source is not None)
     mixed = len({sample.label > 0 for sample in dataset.test}) == 2
     for row in rows:
         identity = {"method": row.method, **row.identity, "data": data, "tuning": len(masks), "folds": folds, "seed": seed}
@@ -336,7 +338,7 @@ def run_tuned(experiment: str, rows: Sequence[TunedRow], product: Product, store
                                  columns=run.metrics.columns)
             run = replace(run, metrics=pd.concat([run.metrics, extra], ignore_index=True))
             panels = mask_panels(detector, run, tuned.threshold) if may_show(dataset) else []
-            if panels and isinstance(detector, PAEDID) and detector.prior.parameters["alpha"] < 1:
+            if panels and isinstance(detector, PAEDID) and getattr(detector.prior, "parameters", {}).get("alpha", 1) < 1:
                 panels += memory_panels(detector, run)
             made_with = provenance(device, preset, run.seconds, data=data)
             shown = {"dataset": dataset.name, "category": dataset.category, "method": row.method, "seed": seed, "preset": preset,
