@@ -16,6 +16,7 @@ from defectbook.models import autoencoder
 from defectbook.models.autoencoder import to_tensor
 from defectbook.models.decomposition import SsimLoss, ssim
 from defectbook.models.detectors import read_working
+from defectbook.models.positions import PositionMemory
 from defectbook.models.priors import LOSSES, PRIORS, AutoencoderPrior, MemAEPrior, PatchPrior, PriorDetector, ssim_loss
 
 TINY = {"encoder": (4, 6), "epochs": 3, "batch_size": 4, "device": "cpu"}
@@ -119,8 +120,9 @@ def test_colours_learned_and_grey_asked() -> None:
 def test_bad_options_are_named_before_anything_is_read() -> None:
     refused = [("squared", {"encoder": "cels"}, "unknown encoder 'cels': did you mean 'cells'"), ("squared", {"encoder": ()}, "widths="),
                ("squared", {"loss": "ssmi"}, "did you mean 'ssim'"), ("squared", {"decoder": "near"}, "unknown decoder"),
-               ("memae", {"items": 0}, "items=0"), ("memae", {"shrink": 1.5}, "shrink=1.5"), ("memae", {"loss": "ssim"}, "MemAE has its own loss"), ("pae", {"alpha": 0}, "alpha=0"),
-               ("pae", {"alpha": 1.5}, "alpha=1.5"), ("pae", {"seed": -1}, "seed -1"), ("pae", {"device": "gpu"}, "device 'gpu'")]
+               ("memae", {"items": 0}, "items=0"), ("memae", {"shrink": 1.5}, "shrink=1.5"), ("memae", {"loss": "ssim"}, "MemAE has its own loss"),
+               ("pae", {"alpha": 0}, "alpha=0"), ("pae", {"alpha": 1.5}, "alpha=1.5"), ("pae", {"seed": -1}, "seed -1"),
+               ("pae", {"device": "gpu"}, "device 'gpu'")]
     for kind, change, message in refused:
         with pytest.raises(ParameterError, match=message):
             make(kind, **change)
@@ -219,6 +221,22 @@ def test_a_side_it_did_not_remember_is_refused(fitted: dict) -> None:
     assert fitted["squared"].reconstruct(working(side=24)).shape == (10, 24, 24)  # convolutions do not mind
     with pytest.raises(DataError, match=r"latent maps of \(6, 6, 6\) asked of a memory of \(4, 4, 6\)"):
         fitted["pae"].reconstruct(working(side=24))
+
+
+def test_another_fit_that_fails_leaves_no_mixture_of_two(monkeypatch) -> None:
+    prior = make("pae").fit(working())
+    before = prior.reconstruct(working())
+    with pytest.raises(DataError, match="the loss .* is nan"):
+        prior.fit(working() * np.nan)
+    assert prior.reconstruct(working()).tobytes() == before.tobytes()  # nothing was learned, nothing is lost
+
+    def full(*_, **__):
+        raise DataError("the disk is full")
+
+    monkeypatch.setattr(PositionMemory, "build", full)
+    with pytest.raises(DataError, match="disk is full"):
+        prior.fit(working(count=12))
+    assert not prior.is_fitted  # the new network has no memory
 
 
 # Checkpoints

@@ -173,6 +173,7 @@ class PatchPrior(AutoencoderPrior):
 
     def fit(self, images: np.ndarray, checkpoint: Path | str | None = None) -> "PatchPrior":
         super().fit(images, checkpoint)
+        self.memory = None  # the earlier memory is of the earlier network
         shape = latent_shape(self.widths, images.shape[1])
         blocks = (self.encode(images[first:first + 32]) for first in range(0, len(images), 32))
         self.memory = PositionMemory.build(blocks, len(images), shape, self.limit_mb, device=self.device)
