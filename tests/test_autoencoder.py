@@ -215,10 +215,15 @@ def test_two_trainings_agree_to_the_bit(kind: type) -> None:
 
 def test_the_rate_falls_along_half_a_cosine(monkeypatch) -> None:
     rates, played = [], autoencoder._epoch
-    monkeypatch.setattr(autoencoder, "_epoch", lambda training, *rest: rates.append(training.optimiser.param_groups[0]["lr"]) or played(training, *rest))
+
+    def noted(training, *rest) -> float:
+        rates.append(training.optimiser.param_groups[0]["lr"])
+        return played(training, *rest)
+
+    monkeypatch.setattr(autoencoder, "_epoch", noted)
     train_autoencoder(network(), textures(), **TINY | {"epochs": 4, "patience": 4, "rate": 0.01})
-    middle = 0.01 * (0.05 + 0.95 * np.array([1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2]))  # never below a twentieth
-    np.testing.assert_allclose(rates, middle, rtol=1e-12)
+    expected = 0.01 * (0.05 + 0.95 * np.array([1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2]))  # never below a twentieth
+    np.testing.assert_allclose(rates, expected, rtol=1e-12)
 
 
 class Stops(Exception):
