@@ -204,6 +204,7 @@ def test_rebuilding_names_the_folder_once_and_shortly() -> None:
 @pytest.mark.parametrize("parameters, message", [({"sidde": 3}, "unexpected keyword argument 'sidde'"), ([1, 2], "must be a mapping"),
                                                  ({"image_size": 3}, "image_size|side=3")])
 @pytest.mark.parametrize("kind", [RPCA, RASL, SmoothSparse])
+@pytest.mark.filterwarnings("ignore::defectbook.methods.lowrank.DecompositionWarning")
 def test_edited_parameters_are_named_by_every_detector(tmp_path, kind: type, parameters, message: str) -> None:
     samples = [Sample(np.random.default_rng(i).integers(90, 110, (16, 16), np.uint8)) for i in range(6)]
     detector = kind(image_size=16, **({"columns": 6} if kind is not SmoothSparse else {"smoothness": 1.0, "sparsity": 1.0, "knots": 4}))

@@ -173,6 +173,12 @@ def test_each_loss_lowers_itself(fitted: dict) -> None:
     assert len(set(weights.values())) == 3
 
 
+@pytest.mark.parametrize("change", [{"entropy": 0.1}, {"items": 13}, {"shrink": 0.05}])
+def test_memaes_own_options_matter(fitted: dict, change: dict) -> None:
+    other = make("memae", **change).fit(working())
+    assert other.parameters == fitted["memae"].parameters | change and other.history != fitted["memae"].history
+
+
 # The patch autoencoder
 
 def test_the_memory_holds_every_clean_image(fitted: dict) -> None:
@@ -243,11 +249,15 @@ def test_another_fit_that_fails_leaves_no_mixture_of_two(monkeypatch) -> None:
 
 @pytest.mark.parametrize("kind", ["squared", "memae", "pae"])
 def test_an_interrupted_fit_ends_with_the_same_bytes(fitted: dict, tmp_path, monkeypatch, kind: str) -> None:
-    played = autoencoder._epoch
+    played, rounds = autoencoder._epoch, []
 
     def dies(training, *rest):
         if training.rounds == 2:
             raise KeyboardInterrupt
+        return played(training, *rest)
+
+    def counts(training, *rest):
+        rounds.append(training.rounds)
         return played(training, *rest)
 
     interrupted = make(kind)
@@ -255,8 +265,9 @@ def test_an_interrupted_fit_ends_with_the_same_bytes(fitted: dict, tmp_path, mon
         patch.setattr(autoencoder, "_epoch", dies)
         interrupted.fit(working(), tmp_path)
     assert not interrupted.is_fitted
+    monkeypatch.setattr(autoencoder, "_epoch", counts)
     resumed = Difference(make(kind), 16).fit(samples_of(), tmp_path).prior
-    assert resumed.history == fitted[kind].history
+    assert resumed.history == fitted[kind].history and rounds == [2]
     assert all(resumed.tensors()[name].tobytes() == value.tobytes() for name, value in fitted[kind].tensors().items())
 
 
