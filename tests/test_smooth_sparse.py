@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from defectbook.core import DataError, ParameterError, Sample, WeightsError
@@ -32,8 +32,15 @@ def dense(shape: tuple[int, int], knots: int, smoothness: float) -> tuple[np.nda
 
 
 def dense_smoother(shape: tuple[int, int], knots: int, smoothness: float) -> np.ndarray:
-    basis, penalty = dense(shape, knots, smoothness)
-    return basis @ np.linalg.solve(basis.T @ basis + penalty, basis.T)
+    """By least squares on the factors of the penalty: the normal equations lose half the digits where the penalty is large."""
+    first, second = (spline_basis(side, knots) for side in shape)
+    d1, d2 = (np.diff(np.eye(basis.shape[1]), 2, axis=0) for basis in (first, second))
+    assert np.allclose(d1.T @ d1, difference_penalty(first.shape[1]))
+    basis = np.kron(first, second)
+    factors = [np.kron(d1, second), np.kron(first, d2), smoothness**0.5 * np.kron(d1, d2)]
+    stacked = np.vstack([basis, *(smoothness**0.5 * factor for factor in factors)])
+    orthogonal, triangle = np.linalg.qr(stacked)
+    return basis @ np.linalg.solve(triangle, orthogonal[: len(basis)].T)
 
 
 def spotted(seed: int, shape: tuple[int, int] = (18, 14), count: int = 3, share: float = 0.05) -> np.ndarray:
@@ -62,6 +69,7 @@ def sample(image: np.ndarray, mask: np.ndarray | None = None, name: str = "plate
 
 @settings(max_examples=25, deadline=None)
 @given(height=st.integers(8, 20), width=st.integers(8, 20), knots=st.integers(1, 5), power=st.floats(-3, 5), seed=st.integers(0, 99))
+@example(height=8, width=8, knots=1, power=5.0, seed=0)
 def test_separable_smoother_is_the_dense_one(height: int, width: int, knots: int, power: float, seed: int) -> None:
     images = np.random.default_rng(seed).random((2, height, width))
     slow = dense_smoother((height, width), knots, 10**power)
