@@ -500,3 +500,13 @@ def test_what_is_not_the_folders_fault_is_not_blamed_on_it(fitted: dict, tmp_pat
 
 def test_the_registry_is_what_can_be_loaded() -> None:
     assert PRIORS == {"AutoencoderPrior": AutoencoderPrior, "MemAEPrior": MemAEPrior, "PatchPrior": PatchPrior}
+
+
+def test_a_negative_image_is_no_solution_of_ssim() -> None:
+    images = to_tensor(working("rgb", 3, 32))
+
+    class Negative(torch.nn.Module):
+        def forward(self, inputs):
+            return -inputs
+
+    assert float(ssim_loss(Negative(), images)) > 0.5 > float(ssim_loss(torch.nn.Identity(), images))
