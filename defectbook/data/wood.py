@@ -72,7 +72,8 @@ def _radius(y: np.ndarray, x: np.ndarray, grain: Grain, rng: np.random.Generator
     turn, stretch = rng.uniform(0, np.pi), rng.uniform(1.0, 1.25)  # trunks are not round
     cos, sin = np.float32(np.cos(turn)), np.float32(np.sin(turn))
     down, across = y - pith[0], x - pith[1]
-    radius = cv2.magnitude(cos * across + sin * down, (cos * down - sin * across) * np.float32(stretch))
+    along, beside = cos * across + sin * down, (cos * down - sin * across) * np.float32(stretch)
+    radius = np.sqrt(along * along + beside * beside)  # cv2.magnitude rounds differently from one place in memory to another
     radius *= 1 + np.float32(0.035 * grain.bend) * _waves(size, 2, rng)
     radius += np.float32(0.003 * grain.bend) * _waves(size, 9, rng) + np.float32(0.0012 * grain.bend) * _waves(size, 40, rng)
     return np.abs(radius), pith
