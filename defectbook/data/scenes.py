@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SMALLEST', 'FAMILIES', 'SHARES', 'Scene', 'visible', 'outline', 'toned', 'paste', 'shapes', 'surface', 'parts',
-           'develop', 'enlarge', 'draw_scene']
+           'develop', 'look_closely', 'enlarge', 'close_up', 'draw_scene']
 
 # %% ../../nbs/data/19b_scenes.ipynb #6e94fd3e
 import math
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from ..core import DataError, ParameterError, generator, unknown
+from ..core import DataError, ParameterError, Sample, generator, unknown
 from .draem import GeneratedTextures, clouds
 from .pcb_boards import make_board
 from .synthesis import SUBPIXEL, draw_blob, draw_stroke, fixed
@@ -29,7 +29,7 @@ class Scene:
     family: str
 
 
-SMALLEST = 30  # px, the least visible area of an object
+SMALLEST = 60  # px, the least visible area of an object
 
 
 def visible(masks: list[np.ndarray], side: int, most: float = 0.6) -> np.ndarray:
@@ -162,20 +162,41 @@ def develop(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         image = np.clip(image + noise, 0, 255).astype(np.uint8)
     return image
 
+# %% ../../nbs/data/19b_scenes.ipynb #9524039b
+def look_closely(scene: Scene, centre: tuple[float, float], reach: int, side: int) -> Scene:
+    """The square window of `reach` px around `centre` (x, y), moved inside the picture where it would leave it, enlarged to `side` px."""
+    left, top = (int(np.clip(c - reach / 2, 0, full - reach)) for c, full in zip(centre, scene.image.shape[1::-1], strict=True))
+    window = slice(top, top + reach), slice(left, left + reach)
+    image = cv2.resize(scene.image[window], (side, side), interpolation=cv2.INTER_CUBIC if reach < side else cv2.INTER_AREA)
+    masks = [(cv2.resize(mask[window] * 255, (side, side), interpolation=cv2.INTER_LINEAR) > 127).astype(np.uint8) for mask in scene.masks]
+    return Scene(image, visible(masks, side, 0.75), scene.family)
+
 
 def enlarge(scene: Scene, rng: np.random.Generator) -> Scene:
     """A window of the scene around one of its objects, enlarged to the whole picture: what a close look gives."""
     side = scene.image.shape[0]
     x, y, w, h = cv2.boundingRect(scene.masks[rng.integers(len(scene.masks))])
     reach = int(np.clip(max(w, h) * rng.uniform(1.3, 3.5), 48, side))
-    left = int(np.clip(x + w / 2 - reach * rng.uniform(0.35, 0.65), 0, side - reach))
-    top = int(np.clip(y + h / 2 - reach * rng.uniform(0.35, 0.65), 0, side - reach))
-    window = slice(top, top + reach), slice(left, left + reach)
-    image = cv2.resize(scene.image[window], (side, side), interpolation=cv2.INTER_CUBIC)
-    masks = [(cv2.resize(mask[window] * 255, (side, side), interpolation=cv2.INTER_LINEAR) > 127).astype(np.uint8) for mask in scene.masks]
-    return Scene(image, visible(masks, side, 0.75), scene.family)
+    dx, dy = rng.uniform(-0.15, 0.15, 2) * reach
+    return look_closely(scene, (x + w / 2 + dx, y + h / 2 + dy), reach, side)
 
-# %% ../../nbs/data/19b_scenes.ipynb #9524039b
+
+def close_up(sample: Sample, side: int = 256, room: float = 2.0) -> Scene:
+    """A close look at the largest connected component of a sample's mask: a window `room` times its longer side, at least 48 px, one object.
+
+    Raises `DataError` for a sample without a defect in its mask, or smaller than 48 px.
+    """
+    image, mask = sample.image, sample.mask
+    if min(image.shape[:2]) < 48 or mask is None or not mask.any():
+        raise DataError(f"{sample.name}: no close look at a picture of {image.shape[1]}x{image.shape[0]} px without a defect; leave it out")
+    _, labels, stats, _ = cv2.connectedComponentsWithStats((mask != 0).astype(np.uint8), connectivity=8)
+    largest = 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
+    x, y, w, h = (int(v) for v in stats[largest, :4])
+    reach = int(min(max(room * max(w, h), 48), *image.shape[:2]))
+    whole = Scene(image, (labels == largest).astype(np.uint8)[None], sample.meta.get("kind", "defect"))
+    return look_closely(whole, (x + w / 2, y + h / 2), reach, side)
+
+# %% ../../nbs/data/19b_scenes.ipynb #be8006cb
 def draw_scene(seed: int, index: int, side: int = 256, stream: str = "train", family: str | None = None) -> Scene:
     """Scene `index` of a stream (training and test take different ones); it depends on these arguments only, and holds an object.
 
@@ -189,7 +210,7 @@ def draw_scene(seed: int, index: int, side: int = 256, stream: str = "train", fa
     for _ in range(20):
         chosen = family or str(rng.choice(list(SHARES), p=list(SHARES.values())))
         scene = FAMILIES[chosen](side, rng)
-        if len(scene.masks) and rng.random() < 0.4:
+        if len(scene.masks) and rng.random() < 0.6:
             scene = enlarge(scene, rng)
         if len(scene.masks):
             return Scene(develop(scene.image, rng), scene.masks, scene.family)

@@ -74,16 +74,18 @@ def build_encoder(side: int = 1024, width: int = 768, depth: int = 12, heads: in
         qkv_bias=True, use_rel_pos=True, global_attn_indexes=tuple(whole), window_size=14, out_chans=channels)
 
 
-def build_prompt_parts(channels: int = 256, grid: int = 64, side: int = 1024, hidden: int = 2048) -> tuple[nn.Module, nn.Module]:
+def build_prompt_parts(channels: int = 256, grid: int = 64, side: int = 1024, hidden: int = 2048,
+                       activation: type[nn.Module] = nn.GELU) -> tuple[nn.Module, nn.Module]:
     """SAM's prompt encoder and mask decoder with random weights, for embeddings (channels, grid, grid) of frames of `side` px.
 
-    hidden: the width of the MLPs in the decoder's two layers. channels: a multiple of 8, the number of heads.
+    hidden: the width of the MLPs in the decoder's two layers. activation: of all other layers. channels: a multiple of 8, the number of heads.
     """
     modeling = sam_package().modeling
-    prompt_encoder = modeling.PromptEncoder(embed_dim=channels, image_embedding_size=(grid, grid), input_image_size=(side, side), mask_in_chans=16)
+    prompt_encoder = modeling.PromptEncoder(embed_dim=channels, image_embedding_size=(grid, grid), input_image_size=(side, side), mask_in_chans=16,
+                                            activation=activation)
     transformer = modeling.TwoWayTransformer(depth=2, embedding_dim=channels, mlp_dim=hidden, num_heads=8)
     mask_decoder = modeling.MaskDecoder(num_multimask_outputs=3, transformer=transformer, transformer_dim=channels, iou_head_depth=3,
-                                        iou_head_hidden_dim=channels)
+                                        iou_head_hidden_dim=channels, activation=activation)
     return prompt_encoder, mask_decoder
 
 
@@ -179,7 +181,7 @@ class PromptModel(nn.Module):
     """A promptable segmenter of SAM's three parts, called directly: batched over images and prompts, with gradients where wanted.
 
     side: of the square frame in px. mean, std: of the frame's colours, 0 to 255. The names of the parts are those of the official checkpoints.
-    A subclass may override `encode` (skips), `mask_prompt` (what becomes of earlier logits), `upscale` and `predict`.
+    A subclass may override `encode` (skips), `draw` (the mask prompt), `upscale` and `predict`.
     """
 
     def __init__(self, image_encoder: nn.Module, prompt_encoder: nn.Module, mask_decoder: nn.Module, *, name: str, side: int,
@@ -249,14 +251,16 @@ class PromptModel(nn.Module):
         table = torch.cat([encoder.not_a_point_embed.weight, *(kind.weight for kind in encoder.point_embeddings)])
         return positions * (kinds >= 0)[..., None] + table[kinds + 1]
 
-    def mask_prompt(self, prompts: Prompts, embedding: Embedding, rows: Tensor) -> Tensor:
-        """What is added to the embedding (B, C, h, w): the earlier logits, or the vector that stands for none."""
-        if prompts.logits is None:
-            return self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
-        if tuple(prompts.logits.shape[-2:]) != tuple(self.mask_size):
+    def draw(self, prompts: Prompts, sizes: Sequence[tuple[int, int]]) -> Tensor | None:
+        """The mask prompt (B, 1, 4h, 4w), or None: here the earlier logits. sizes: of each prompt's image. Raises `ParameterError`."""
+        if prompts.logits is not None and tuple(prompts.logits.shape[-2:]) != tuple(self.mask_size):
             raise ParameterError(f"earlier logits of {prompts.logits.shape[-1]}x{prompts.logits.shape[-2]}; {self.name} takes those that it gave, "
                                  f"{self.mask_size[1]}x{self.mask_size[0]}")
-        return self.prompt_encoder.mask_downscaling(prompts.logits)
+        return prompts.logits
+
+    def mask_prompt(self, drawn: Tensor | None) -> Tensor:
+        """What is added to the embedding (B, C, h, w): the mask prompt made small, or the vector that stands for none."""
+        return self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1) if drawn is None else self.prompt_encoder.mask_downscaling(drawn)
 
     # -- masks -------------------------------------------------------------------------------------------------------------------
     def decode(self, embedding: Embedding, prompts: Prompts, rows: Tensor | Sequence[int] | None = None,
@@ -267,13 +271,14 @@ class PromptModel(nn.Module):
         (whole, part, part of a part) instead of one. Raises `ParameterError`, or `DataError` for clicks outside of their images.
         """
         prompts, rows = prompts.to(self.device), self._rows(rows, len(prompts), len(embedding.main))
-        sparse = self.tokens(prompts, [embedding.sizes[row] for row in rows.tolist()])
-        source = embedding.main[rows] + self.mask_prompt(prompts, embedding, rows)
+        sizes = [embedding.sizes[row] for row in rows.tolist()]
+        sparse, drawn = self.tokens(prompts, sizes), self.draw(prompts, sizes)
+        source = embedding.main[rows] + self.mask_prompt(drawn)
         own = self.own_tokens().expand(len(rows), -1, -1)
         positions = self.prompt_encoder.get_dense_pe().expand(len(rows), -1, -1, -1)
         answers, seen = self.mask_decoder.transformer(source, positions, torch.cat([own, sparse], 1))
         seen = seen.transpose(1, 2).reshape(source.shape)
-        logits = self.predict(answers[:, 1:own.shape[1]], seen, embedding, rows)
+        logits = self.predict(answers[:, 1:own.shape[1]], seen, embedding, rows, drawn)
         chosen = slice(1, None) if several else slice(0, 1)
         return logits[:, chosen], self.mask_decoder.iou_prediction_head(answers[:, 0])[:, chosen]
 
@@ -291,13 +296,13 @@ class PromptModel(nn.Module):
         """The decoder's own tokens (T, C): the one for IoU, then one for each mask."""
         return torch.cat([self.mask_decoder.iou_token.weight, self.mask_decoder.mask_tokens.weight])
 
-    def upscale(self, source: Tensor, embedding: Embedding, rows: Tensor) -> Tensor:
+    def upscale(self, source: Tensor, embedding: Embedding, rows: Tensor, drawn: Tensor | None) -> Tensor:
         """The decoder's view of the image, (B, C, h, w) to (B, C / 8, 4h, 4w)."""
         return self.mask_decoder.output_upscaling(source)
 
-    def predict(self, tokens: Tensor, source: Tensor, embedding: Embedding, rows: Tensor) -> Tensor:
+    def predict(self, tokens: Tensor, source: Tensor, embedding: Embedding, rows: Tensor, drawn: Tensor | None) -> Tensor:
         """Logits (B, 4, 4h, 4w) from the mask tokens (B, 4, C): each becomes the weights of a sum over the upscaled channels."""
-        upscaled = self.upscale(source, embedding, rows)
+        upscaled = self.upscale(source, embedding, rows, drawn)
         return weigh(self.mask_decoder.output_hypernetworks_mlps, tokens, upscaled)
 
     def masks(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -375,8 +380,8 @@ class HQPromptModel(PromptModel):
     def own_tokens(self) -> Tensor:
         return torch.cat([super().own_tokens(), self.mask_decoder.hf_token.weight])
 
-    def predict(self, tokens: Tensor, source: Tensor, embedding: Embedding, rows: Tensor) -> Tensor:
-        decoder, upscaled = self.mask_decoder, self.upscale(source, embedding, rows)
+    def predict(self, tokens: Tensor, source: Tensor, embedding: Embedding, rows: Tensor, drawn: Tensor | None) -> Tensor:
+        decoder, upscaled = self.mask_decoder, self.upscale(source, embedding, rows, drawn)
         details = decoder.embedding_encoder(embedding.main) + decoder.compress_vit_feat(embedding.skips[0])
         refinement = weigh([decoder.hf_mlp], tokens[:, -1:], decoder.embedding_maskfeature(upscaled) + details[rows])
         return weigh(decoder.output_hypernetworks_mlps, tokens, upscaled) + refinement
