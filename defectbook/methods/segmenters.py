@@ -17,7 +17,7 @@ from torch import nn
 from ..core import ParameterError, Sample, resolve_device, unknown
 from ..models.detectors import check_fitted, load_fitted, rebuilding, save_fitted
 from ..models.segmentation import Segmented, largest_class, read_working_set, resize_probabilities, stream_probabilities, train_segmenter
-from ..models.unet import NETWORKS, build_network, count_parameters
+from ..models.unet import NETWORKS, build_network
 
 # %% ../../nbs/methods/47_segmenters.ipynb #b57899ba
 CHANNELS = {"bce": 1, "soft_dice": 1, "ce": 2}  # of logits, for each loss of PROS, Table 2
