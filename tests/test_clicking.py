@@ -78,8 +78,8 @@ def test_ties() -> None:
     assert next_click(np.array([[1, 0]]), np.array([[0, 1]])) == (1, 0, False)
     two = np.zeros((7, 16), bool)
     two[1:6, 9:14] = two[1:6, 1:6] = True  # equally deep: the left one comes first in reading order
-    assert next_click(two, ~two & False) == (3, 3, True)
-    assert next_click(two, ~two & False, [(3, 3, True)])[:2] == (11, 3)
+    assert next_click(two, np.zeros_like(two)) == (3, 3, True)
+    assert next_click(two, np.zeros_like(two), [(3, 3, True)])[:2] == (11, 3)
 
 
 def test_masks_of_any_whole_numbers() -> None:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SMALLEST', 'Loader', 'SAM_MODELS', 'WIDTHS', 'sam_package', 'build_encoder', 'build_prompt_parts', 'parameter_count',
            'scaled_size', 'scale_image', 'Prompts', 'Embedding', 'PromptModel', 'weigh', 'weights_hash', 'pick_best',
-           'HQPromptModel', 'Official', 'load_sam', 'build_sam', 'identify_checkpoint', 'check_layout', 'toy_sam',
+           'toy_sam', 'HQPromptModel', 'Official', 'load_sam', 'build_sam', 'identify_checkpoint', 'check_layout',
            'with_side', 'EmbeddingCache']
 
 # %% ../../nbs/models/35_sam.ipynb #62c5d466
@@ -364,6 +364,14 @@ def _check_inside(points: Tensor, kinds: Tensor, shape: Tensor, what: str) -> No
         (x, y), (width, height) = points[row, column].tolist(), shape[row, 0].tolist()
         raise DataError(f"prompt {row}: {what} at ({x:g}, {y:g}) lies outside of its image, {width}x{height} px; give pixels of the image itself")
 
+# %% ../../nbs/models/35_sam.ipynb #ad9d310b
+def toy_sam(side: int = 128, width: int = 32, depth: int = 2, channels: int = 64, seed: int = 0) -> PromptModel:
+    """SAM's official parts at toy size with random weights: for tests and for looking at shapes, not for masks."""
+    with seeded_torch(seed, "toy_sam"):
+        parts = (build_encoder(side, width, depth, 2, (depth - 1,), channels), *build_prompt_parts(channels, side // 16, side, 2 * channels))
+        model = PromptModel(*parts, name="toy", side=side)
+    return model.eval()
+
 # %% ../../nbs/models/35_sam.ipynb #d510c257
 class HQPromptModel(PromptModel):
     """HQ-SAM: one more mask token, which sees the encoder's features after its first block over the whole image, refines every guess."""
@@ -506,14 +514,6 @@ def check_layout(name: str, state: dict[str, Tensor], model: nn.Module, path: Pa
     for key, value in wanted.items():
         if state[key].shape != value.shape:
             raise WeightsError(f"{path}: tensor {key!r} has shape {tuple(state[key].shape)}, expected {tuple(value.shape)}; fetch the file again")
-
-# %% ../../nbs/models/35_sam.ipynb #ad9d310b
-def toy_sam(side: int = 128, width: int = 32, depth: int = 2, channels: int = 64, seed: int = 0) -> PromptModel:
-    """SAM's official parts at toy size with random weights: for tests and for looking at shapes, not for masks."""
-    with seeded_torch(seed, "toy_sam"):
-        parts = (build_encoder(side, width, depth, 2, (depth - 1,), channels), *build_prompt_parts(channels, side // 16, side, 2 * channels))
-        model = PromptModel(*parts, name="toy", side=side)
-    return model.eval()
 
 # %% ../../nbs/models/35_sam.ipynb #677054f6
 def with_side(model: PromptModel, side: int) -> PromptModel:
