@@ -430,7 +430,7 @@ def test_truncated_files_and_pickled_code(mobile: Path, tmp_path) -> None:
 
     half, trap = tmp_path / "half.pt", tmp_path / "trap.pt"
     half.write_bytes(mobile.read_bytes()[:1_000_000])
-    trap.write_bytes(pickle.dumps({"weight": Trap()}))
+    trap.write_bytes(pickle.dumps({"weight": Trap()}, protocol=2))
     for path in (half, trap):
         with pytest.raises(WeightsError, match=f"{path.name}: cannot be read as weights .*fetch the file again"):
             load_sam("mobile", path, device="cpu")
