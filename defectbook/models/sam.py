@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SMALLEST', 'Loader', 'SAM_MODELS', 'WIDTHS', 'sam_package', 'build_encoder', 'build_prompt_parts', 'parameter_count',
            'scaled_size', 'scale_image', 'Prompts', 'Embedding', 'PromptModel', 'weigh', 'weights_hash', 'pick_best',
-           'HQPromptModel', 'Official', 'load_sam', 'build_sam', 'identify_checkpoint', 'check_layout', 'toy_sam',
-           'with_side', 'EmbeddingCache']
+           'toy_sam', 'HQPromptModel', 'Official', 'load_sam', 'build_sam', 'identify_checkpoint', 'check_layout',
+           'with_side']
 
 # %% ../../nbs/models/35_sam.ipynb #62c5d466
 import contextlib
@@ -14,7 +14,6 @@ import hashlib
 import importlib
 import os
 import sys
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from ..core import DataError, ParameterError, WeightsError, make_folder, resolve_device, sha256_file, unknown, write_whole
+from ..core import DataError, ParameterError, WeightsError, resolve_device, sha256_file, unknown
 from ..data.sources import entry, find_weights
 from .features import read_state
 from .training import seeded_torch
@@ -136,7 +135,7 @@ class Prompts:
         count, number = self.points.shape[:2] if self.points.ndim == 3 else (-1, -1)
         if self.points.shape != (count, number, 2) or self.labels.shape != (count, number):
             raise ParameterError(f"points {tuple(self.points.shape)} with labels {tuple(self.labels.shape)}: give (B, P, 2) and (B, P)")
-        if self.labels.is_floating_point() or bool(((self.labels < -1) | (self.labels > 1)).any()):
+        if self.labels.is_floating_point() or bool((self.labels.long().abs() > 1).any()):
             raise ParameterError("labels of clicks are the whole numbers 1 (object), 0 (not the object) and -1 (padding)")
         if self.boxes is not None and self.boxes.shape != (count, 4):
             raise ParameterError(f"boxes {tuple(self.boxes.shape)} for {count} prompts; give (B, 4) as x0, y0, x1, y1")
@@ -236,7 +235,7 @@ class PromptModel(nn.Module):
         """
         shape = torch.tensor(sizes, device=self.device).flip(-1)[:, None]  # (B, 1, 2): width, height
         scale = torch.tensor([scaled_size(size, self.side) for size in sizes], device=self.device).flip(-1)[:, None] / shape
-        points, kinds = prompts.points, prompts.labels
+        points, kinds = prompts.points.float(), prompts.labels.long()
         _check_inside(points, kinds, shape, "click")
         if prompts.boxes is not None:
             corners = prompts.boxes.view(-1, 2, 2)
@@ -369,6 +368,14 @@ def _check_inside(points: Tensor, kinds: Tensor, shape: Tensor, what: str) -> No
         (x, y), (width, height) = points[row, column].tolist(), shape[row, 0].tolist()
         raise DataError(f"prompt {row}: {what} at ({x:g}, {y:g}) lies outside of its image, {width}x{height} px; give pixels of the image itself")
 
+# %% ../../nbs/models/35_sam.ipynb #ad9d310b
+def toy_sam(side: int = 128, width: int = 32, depth: int = 2, channels: int = 64, seed: int = 0) -> PromptModel:
+    """SAM's official parts at toy size with random weights: for tests and for looking at shapes, not for masks."""
+    with seeded_torch(seed, "toy_sam"):
+        parts = (build_encoder(side, width, depth, 2, (depth - 1,), channels), *build_prompt_parts(channels, side // 16, side, 2 * channels))
+        model = PromptModel(*parts, name="toy", side=side)
+    return model.eval()
+
 # %% ../../nbs/models/35_sam.ipynb #d510c257
 class HQPromptModel(PromptModel):
     """HQ-SAM: one more mask token, which sees the encoder's features after its first block over the whole image, refines every guess."""
@@ -431,11 +438,12 @@ def load_sam(name: str = "sam_lite", checkpoint: Path | str | None = None, devic
     if not isinstance(item, Official):
         return item(checkpoint, device, download, verify)
     sam_package(item.package)  # before anything large is fetched
-    path = _checkpoint_file(item, checkpoint, download)
+    given = checkpoint if checkpoint is not None else os.environ.get(item.variable)
+    path = _given_file(item, given) if given else find_weights(item.weights, download=download)
     state = read_state(path)
     model = build_sam(name, empty=True)
     check_layout(name, state, model, path)
-    if verify:
+    if verify and (given or not entry("weights", item.weights)["sha256"]):  # what was found by its sha256 has been verified
         _check_official(item, path)
     model.load_state_dict(state, assign=True)
     return model.float().requires_grad_(True).eval().to(device)
@@ -465,25 +473,29 @@ def build_sam(name: str, empty: bool = False) -> PromptModel:
     return model.requires_grad_(True).eval()
 
 
-def _checkpoint_file(item: Official, checkpoint: Path | str | None, download: bool) -> Path:
-    """The file to load, by the documented order."""
-    explicit = checkpoint if checkpoint is not None else os.environ.get(item.variable)
-    if explicit:
-        if not Path(explicit).is_file():
-            place = "" if checkpoint is not None else f" ({item.variable})"
-            raise WeightsError(f"{explicit}: no such weights file{place}; {entry('weights', item.weights)['obtain']}")
-        return Path(explicit)
-    return find_weights(item.weights, download=download)
+def _given_file(item: Official, path: Path | str) -> Path:
+    """The file that the caller or the environment names. Raises `WeightsError`."""
+    if not Path(path).is_file():
+        raise WeightsError(f"{path}: no such weights file (given directly, or by {item.variable}); {entry('weights', item.weights)['obtain']}")
+    return Path(path)
 
 
 def _check_official(item: Official, path: Path) -> None:
     """Raises `WeightsError` when the file is not the published one, to the byte."""
     expected = entry("weights", item.weights)
     kind = "sha256" if expected["sha256"] else "md5"  # of HQ-SAM's file only the md5 is known
-    found = sha256_file(path) if kind == "sha256" else hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    found = sha256_file(path) if kind == "sha256" else _md5_file(path)
     if not found.startswith(expected[kind]):
         raise WeightsError(f"{path}: has the layout, but {kind} is {found[:16]}..., expected {expected[kind][:16]}...: not the published weights; "
                            f"pass verify=False if they are your own, or fetch {expected['url']}")
+
+
+def _md5_file(path: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 # %% ../../nbs/models/35_sam.ipynb #fce279d8
 WIDTHS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
@@ -512,14 +524,6 @@ def check_layout(name: str, state: dict[str, Tensor], model: nn.Module, path: Pa
         if state[key].shape != value.shape:
             raise WeightsError(f"{path}: tensor {key!r} has shape {tuple(state[key].shape)}, expected {tuple(value.shape)}; fetch the file again")
 
-# %% ../../nbs/models/35_sam.ipynb #ad9d310b
-def toy_sam(side: int = 128, width: int = 32, depth: int = 2, channels: int = 64, seed: int = 0) -> PromptModel:
-    """SAM's official parts at toy size with random weights: for tests and for looking at shapes, not for masks."""
-    with seeded_torch(seed, "toy_sam"):
-        parts = (build_encoder(side, width, depth, 2, (depth - 1,), channels), *build_prompt_parts(channels, side // 16, side, 2 * channels))
-        model = PromptModel(*parts, name="toy", side=side)
-    return model.eval()
-
 # %% ../../nbs/models/35_sam.ipynb #677054f6
 def with_side(model: PromptModel, side: int) -> PromptModel:
     """`model` (a ViT) for frames of `side` px: its table of positions is interpolated, in place; the rest adapts by itself. Returns it.
@@ -539,93 +543,3 @@ def with_side(model: PromptModel, side: int) -> PromptModel:
     prompts.image_embedding_size, prompts.input_image_size = grid, (side, side)
     prompts.mask_input_size = (4 * grid[0], 4 * grid[1])
     return model
-
-# %% ../../nbs/models/35_sam.ipynb #188fe738
-class EmbeddingCache:
-    """Embeddings by image content and weights, in memory or in a folder, the least recently used ones dropped beyond `limit_mb`.
-
-    half: keep float16 (half the space, three digits); else what comes back is what was computed, to the bit. batch: images that are
-    embedded together; more than one is faster on a GPU, and the last digits may then depend on which images came together.
-    """
-
-    def __init__(self, model: PromptModel, folder: Path | str | None = None, limit_mb: float = 512, half: bool = False, batch: int = 1):
-        if limit_mb <= 0 or batch < 1:
-            raise ParameterError(f"limit_mb={limit_mb}, batch={batch}: both must be above 0")
-        self.model, self.half, self.batch, self.limit = model, half, batch, int(limit_mb * 2**20)
-        self.folder = None if folder is None else make_folder(folder)
-        self.hits = self.misses = 0
-        self._kept: dict[str, bytes | None] = {}
-        self._sizes: OrderedDict[str, int] = OrderedDict()
-        if self.folder is not None:
-            for path in sorted(self.folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime):
-                self._sizes[path.stem] = path.stat().st_size
-
-    @property
-    def size(self) -> int:
-        """Bytes that are kept."""
-        return sum(self._sizes.values())
-
-    @torch.no_grad()
-    def embed(self, images: Sequence[np.ndarray]) -> Embedding:
-        """As `PromptModel.embed`, without gradients; what is known is not computed again. Raises `DataError` for embeddings that are not finite."""
-        if self.model.image_encoder.training:
-            raise ParameterError(f"the image encoder of {self.model.name} is in training mode; call eval() or freeze() first")
-        keys = self._keys(images)
-        found = {key: value for key in set(keys) if (value := self._read(key)) is not None}
-        missing = [index for index, key in enumerate(keys) if key not in found and keys.index(key) == index]
-        self.hits, self.misses = self.hits + len(keys) - len(missing), self.misses + len(missing)
-        for start in range(0, len(missing), self.batch):
-            part = missing[start:start + self.batch]
-            embedding = self.model.embed([images[index] for index in part])
-            for row, index in enumerate(part):
-                tensors = [embedding.main[row], *(skip[row] for skip in embedding.skips)]
-                found[keys[index]] = self._write(keys[index], tensors, index)
-        stacked = [torch.stack(tensors).to(self.model.device) for tensors in zip(*(found[key] for key in keys), strict=True)]
-        return Embedding(stacked[0], tuple(stacked[1:]), tuple(tuple(image.shape[:2]) for image in images))
-
-    def _keys(self, images: Sequence[np.ndarray]) -> list[str]:
-        weights = f"{self.model.embedding_fingerprint}:{self.model.device.type}:{'half' if self.half else 'float'}"
-        return [hashlib.sha256(f"{weights}:{image.shape}:{image.dtype}".encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
-                for image in images]
-
-    def _read(self, key: str) -> list[Tensor] | None:
-        from safetensors.torch import load
-
-        if key not in self._sizes:
-            return None
-        try:
-            content = self._kept[key] if self.folder is None else self._path(key).read_bytes()
-            tensors = load(content)
-        except Exception:  # dropped by another process, or damaged: computed again and written anew
-            del self._sizes[key]
-            return None
-        self._sizes.move_to_end(key)
-        if self.folder is not None:
-            with contextlib.suppress(OSError):
-                os.utime(self._path(key))
-        return [tensors[f"{index:02}"].float() for index in range(len(tensors))]
-
-    def _write(self, key: str, tensors: Sequence[Tensor], index: int) -> list[Tensor]:
-        """Keep the tensors of image `index`; returns them as they will be read."""
-        from safetensors.torch import save
-
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
-            raise DataError(f"image {index}: its embedding is not finite; check the weights")
-        kept = [tensor.to("cpu", torch.float16 if self.half else torch.float32).contiguous() for tensor in tensors]
-        content = save({f"{number:02}": tensor for number, tensor in enumerate(kept)})
-        if self.folder is None:
-            self._kept[key] = content
-        else:
-            write_whole(self._path(key), content)
-        self._sizes[key] = len(content)
-        while self.size > self.limit and len(self._sizes) > 1:
-            self._drop(self._sizes.popitem(last=False)[0])
-        return [tensor.float() for tensor in kept]
-
-    def _drop(self, key: str) -> None:
-        self._kept.pop(key, None)
-        if self.folder is not None:
-            self._path(key).unlink(missing_ok=True)
-
-    def _path(self, key: str) -> Path:
-        return self.folder / f"{key}.safetensors"
