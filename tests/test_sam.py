@@ -191,7 +191,7 @@ def test_the_hooks_of_a_subclass() -> None:
             return super().draw(prompts, sizes)
 
         def upscale(self, source: Tensor, embedding: room.Embedding, rows: Tensor, drawn: Tensor | None) -> Tensor:
-            return super().upscale(source, embedding, rows) + embedding.skips[0].mean(1, keepdim=True)[rows]
+            return super().upscale(source, embedding, rows, drawn) + embedding.skips[0].mean(1, keepdim=True)[rows]
 
     toy = toy_sam()
     parts = toy.image_encoder, toy.prompt_encoder, toy.mask_decoder
