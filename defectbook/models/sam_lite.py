@@ -7,6 +7,7 @@ __all__ = ['TAPS', 'WIDTHS', 'RADIUS', 'STRENGTH', 'WEIGHTS', 'LiteEncoder', 'Ch
            'imagenet_lite']
 
 # %% ../../nbs/models/35b_sam_lite.ipynb #60446ee9
+import json
 import os
 from collections.abc import Sequence
 from importlib.resources import files
@@ -133,7 +134,8 @@ def save_lite(model: SamLite, path: Path | str, note: str = "") -> None:
     for name, value in state.items():
         if not bool(torch.isfinite(value).all()):
             raise WeightsError(f"{path}: {name!r} is not finite in float16; nothing was written")
-    write_whole(path, save(state, {"model": "sam_lite", "side": str(model.side), "channels": str(model.channels), "note": note}))
+    # One entry: several would be written in an order of their own each time.
+    write_whole(path, save(state, {"sam_lite": json.dumps({"side": model.side, "channels": model.channels, "note": note})}))
 
 
 def load_lite(checkpoint: Path | str | None = None, device: str = "auto", download: bool = False, verify: bool = True) -> SamLite:
@@ -149,8 +151,8 @@ def load_lite(checkpoint: Path | str | None = None, device: str = "auto", downlo
     state = read_state(path)
     try:
         with safe_open(str(path), "pt") as file:
-            note = file.metadata() or {}
-        model = SamLite(int(note["side"]), int(note["channels"]))
+            made = json.loads(file.metadata()["sam_lite"])
+        model = SamLite(made["side"], made["channels"])
         model.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in state.items()})
     except Exception as error:  # another model's file: no metadata, other names, other shapes
         kind = identify_checkpoint(state)
