@@ -100,7 +100,7 @@ def tidy(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
     def told(text: str) -> str:
         for place, name in places.items():
             text = text.replace(place, name) if place else text
-        return text.replace(">NaN</td>", ">–</td>").replace(">None</td>", ">–</td>")
+        return text.replace(">NaN</td>", ">–</td>")
 
     shown: list[nbformat.NotebookNode] = []
     for output in outputs:
