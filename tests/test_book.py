@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from urllib.parse import unquote
 
 import nbformat
 import pytest
@@ -43,6 +44,18 @@ def test_directives_become_tags() -> None:
     assert staged("x = 1\n# | not one").source == "x = 1\n# | not one"
 
 
+def test_outputs_are_tidied(monkeypatch) -> None:
+    monkeypatch.setenv("DEFECTBOOK_DATA", "/somewhere/sets")
+
+    def printed(text: str, name: str = "stdout"):
+        return nbformat.v4.new_output("stream", name=name, text=text)
+
+    table = nbformat.v4.new_output("display_data", data={"text/html": "<td>NaN</td><td>0.5</td>", "image/png": "NaN"})
+    outputs = book.tidy([printed("read from /somewhere/sets/tiles\n"), printed("50%|#####", "stderr"), printed("done\n"), table, printed("end\n")])
+    assert [out.get("text") for out in outputs] == ["read from $DEFECTBOOK_DATA/tiles\ndone\n", None, "end\n"]
+    assert outputs[1].data == {"text/html": "<td>–</td><td>0.5</td>", "image/png": "NaN"}
+
+
 @pytest.fixture(scope="module")
 def site():
     """The built book; building it executes every notebook."""
@@ -63,6 +76,16 @@ def test_pages_hold_no_directives_and_no_network(site) -> None:
         assert "#|" not in text, f"{page}: a raw directive"
         loaded = re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=\"(https?://[^\"]+)\"", text)
         assert not [url for url in loaded if "rel=\"canonical\"" not in url], f"{page} loads {loaded}"
+
+
+@pytest.mark.slow
+def test_links_lead_to_pages(site) -> None:
+    """Every link inside the book leads to a file; jupyter-book does not look at links in outputs."""
+    for page in pages(site):
+        article = re.search(r"<article.*?</article>", page.read_text(), re.S)
+        for link in re.findall(r'href="([^"#?]+)[^"]*"', article.group(0) if article else ""):
+            if not re.match(r"\w+:", link):
+                assert (page.parent / unquote(link)).exists(), f"{page}: a link to {link}, which does not exist"
 
 
 def chromium() -> str:

@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 
@@ -91,6 +92,31 @@ def unexecuted(chapter: str, reason: str) -> nbformat.NotebookNode:
     return notebook
 
 
+def tidy(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """A cell's outputs as a page shows them: no progress bars and warnings, what was printed in one piece, no paths of this machine,
+    and a dash where a table has no figure."""
+    places = {os.environ.get("DEFECTBOOK_DATA") or "": "$DEFECTBOOK_DATA", sysconfig.get_paths()["purelib"]: "site-packages", str(ROOT): "."}
+
+    def told(text: str) -> str:
+        for place, name in places.items():
+            text = text.replace(place, name) if place else text
+        return text.replace(">NaN</td>", ">–</td>")
+
+    shown: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        if output.get("name") == "stderr":
+            continue
+        if "text" in output:
+            output.text = told(output.text)
+        for kind in [kind for kind in output.get("data", {}) if kind.startswith("text/")]:
+            output.data[kind] = told(output.data[kind])
+        if output.output_type == "stream" and shown and shown[-1].output_type == "stream":
+            shown[-1].text += output.text
+        else:
+            shown.append(output)
+    return shown
+
+
 def execute(chapter: str, around: bytes) -> float:
     """Stage and execute one chapter into _book/src; returns the seconds it took, 0 when the kept outputs still hold."""
     notebook = stage(chapter)
@@ -109,12 +135,13 @@ def execute(chapter: str, around: bytes) -> float:
             # An experiment on data that is not here: the page shows its code and says how to get the data; nothing is kept.
             nbformat.write(unexecuted(chapter, error.evalue), target)
             return time.perf_counter() - started
-        for cell in notebook.cells:  # progress bars and warnings belong to the log, not to the page
-            if cell.cell_type == "code":
-                cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
         kept.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, kept)
-    shutil.copyfile(kept, target)
+    shown = nbformat.read(kept, as_version=4)
+    for cell in shown.cells:
+        if cell.cell_type == "code":
+            cell.outputs = tidy(cell.outputs)
+    nbformat.write(shown, target)
     return time.perf_counter() - started
 
 
