@@ -192,7 +192,8 @@ def test_a_step_learns() -> None:
     assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:3])
 
 
-@pytest.mark.parametrize("options", [{"rounds": 0}, {"clicks": 0}, {"learning_rate": 0.0}, {"encoder_rate": -1.0}, {"box_share": 1.5}, {"decay": 2.0}])
+@pytest.mark.parametrize("options", [{"rounds": 0}, {"clicks": 0}, {"learning_rate": 0.0}, {"encoder_rate": -1.0}, {"box_share": 1.5},
+                                     {"decay": 2.0}])
 def test_refused(options: dict) -> None:
     with pytest.raises(ParameterError, match=next(iter(options))):
         Lessons(**options)

@@ -53,13 +53,20 @@ def test_batches_answer_as_one_by_one(model: SamLite) -> None:
             assert torch.allclose(alone[0], together[row], atol=1e-4)
 
 
+def test_statistics_are_the_stored_ones_from_the_start() -> None:
+    model = imagenet_lite(64)
+    with torch.no_grad():
+        assert torch.equal(model.embed([picture(0, (64, 64))]).main, model.eval().embed([picture(0, (64, 64))]).main)
+
+
 def test_gradients_reach_every_part_but_not_the_statistics() -> None:
     model = imagenet_lite(64).train()
     before = {name: value.clone() for name, value in model.state_dict().items() if "running" in name}
     logits, iou = model.decode(model.embed([picture(0, (64, 64))]), Prompts.clicks([[(5, 5, True)]]), several=True)
     (logits.square().mean() + iou.square().mean()).backward()
-    for part in (model.image_encoder.stem, model.image_encoder.blocks[0], model.image_encoder.blocks[15], model.image_encoder.lateral,
-                 model.image_encoder.skips, model.prompt_encoder.mask_downscaling, model.mask_decoder.transformer, model.click_convs, model.mix_convs):
+    encoder = model.image_encoder
+    for part in (encoder.stem, encoder.blocks[0], encoder.blocks[15], encoder.lateral, encoder.skips, model.prompt_encoder.mask_downscaling,
+                 model.mask_decoder.transformer, model.click_convs, model.mix_convs):
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items() if name in before)
 
@@ -86,7 +93,7 @@ def test_earlier_answers_are_halved_cut_and_overruled(model: SamLite) -> None:
     drawn = model.draw(Prompts(torch.tensor([[[20.0, 20.0]]]), torch.tensor([[0]]), None, earlier), [(128, 128)])[0, 0]
     assert drawn[40, 50] == 1.5 and drawn[40, 10] == STRENGTH / 2 and drawn[10, 10] == -STRENGTH
     with pytest.raises(ParameterError, match="earlier logits"):
-        model.draw(Prompts.empty(1).__class__(torch.zeros(1, 0, 2), torch.zeros(1, 0, dtype=torch.long), None, torch.zeros(1, 1, 32, 32)), [(128, 128)])
+        model.draw(Prompts.clicks([[]], torch.zeros(1, 1, 32, 32)), [(128, 128)])
 
 
 def test_the_file_comes_back(model: SamLite, tmp_path: Path, monkeypatch) -> None:

@@ -46,6 +46,7 @@ class LiteEncoder(nn.Module):
         self.smooth = nn.Sequential(ChannelNorm(channels), nn.Conv2d(channels, channels, 3, padding=1, groups=channels),
                                     nn.Conv2d(channels, channels, 1), ChannelNorm(channels))
         self.skips = nn.ModuleList([nn.Conv2d(WIDTHS[1], channels // 4, 1), nn.Conv2d(WIDTHS[0], channels // 8, 1)])
+        self.train()
 
     def train(self, mode: bool = True) -> "LiteEncoder":
         super().train(mode)
