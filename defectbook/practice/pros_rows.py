@@ -33,7 +33,7 @@ from .segmenters import SegmenterRow, defect_maps, overlaps
 SIZES: dict[str, dict[str, Any]] = {
     "smoke": {"side": 64, "pixels": 128, "normal": 4, "synthetic": 4, "held_out": 2, "test": 10, "width": 2, "epochs": 1,
               "unet_rate": 1e-2, "pros_rate": 1e-2},
-    "small": {"side": 128, "pixels": 128, "normal": 200, "synthetic": 200, "held_out": 40, "test": 100, "width": 8, "epochs": 20,
+    "small": {"side": 128, "pixels": 128, "normal": 200, "synthetic": 200, "held_out": 40, "test": 100, "width": 8, "epochs": 12,
               "unet_rate": 3e-3, "pros_rate": 1e-3},
     "paper": {"side": 256, "pixels": 512, "normal": 2000, "synthetic": 4000, "held_out": 200, "test": 10261, "width": None, "epochs": 10,
               "unet_rate": 1e-4, "pros_rate": 1e-4}}
