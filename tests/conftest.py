@@ -10,6 +10,7 @@ from PIL import Image
 os.environ["DEFECTBOOK_PROGRESS"] = "0"
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK_SECONDS: dict[str, float] = {}
+BUDGET = 15  # seconds a notebook at preset smoke, on two cores
 
 
 @pytest.fixture
@@ -67,5 +68,5 @@ def pytest_terminal_summary(terminalreporter) -> None:
     if NOTEBOOK_SECONDS:
         terminalreporter.section("seconds a notebook")
         for name, seconds in sorted(NOTEBOOK_SECONDS.items(), key=lambda item: -item[1]):
-            terminalreporter.write_line(f"{seconds:6.1f}  {name}")
+            terminalreporter.write_line(f"{seconds:6.1f}  {name}{'  over its budget' if seconds > BUDGET else ''}")
         terminalreporter.write_line(f"{sum(NOTEBOOK_SECONDS.values()):6.1f}  all {len(NOTEBOOK_SECONDS)}")

@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import NOTEBOOK_SECONDS, ROOT
+from conftest import BUDGET, NOTEBOOK_SECONDS, ROOT
 
 from defectbook.practice.experiments import default_parameters, run_experiment
 
 NBS = ROOT / "nbs"
-SECONDS = 15  # a notebook's budget at preset smoke, on two cores
 NOTEBOOKS = sorted(path for path in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
 CHAPTERS = [path for path in NOTEBOOKS if path.parent.name not in ("experiments", "results")]
 EXPERIMENTS = [path for path in NOTEBOOKS if path.parent.name == "experiments"]
@@ -38,8 +37,8 @@ def source(cell: dict) -> str:
 
 @contextlib.contextmanager
 def within_budget(path: Path) -> Iterator[None]:
-    """Notes a notebook's seconds for the summary and holds its budget. The smaller of wall and processor time counts:
-    other work on the machine stretches the one, two threads at a time the other."""
+    """Notes a notebook's seconds for the summary. The smaller of wall and processor time counts: other work on the machine stretches the one,
+    two threads at a time the other. Between machines a processor second still differs by a third, so a test fails at twice the budget only."""
     def processor() -> float:
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         return used.ru_utime + used.ru_stime
@@ -53,7 +52,7 @@ def within_budget(path: Path) -> Iterator[None]:
     finally:
         os.environ.pop("OMP_NUM_THREADS") if threads is None else os.environ.update(OMP_NUM_THREADS=threads)
     NOTEBOOK_SECONDS[name_of(path)] = seconds = min(time.perf_counter() - started, processor() - used)
-    assert seconds < SECONDS, f"{name_of(path)} took {seconds:.1f} s of {SECONDS}; make its examples smaller"
+    assert seconds < 2 * BUDGET, f"{name_of(path)} took {seconds:.1f} s, its budget is {BUDGET}; make its examples smaller"
 
 
 def test_export_and_clean_leave_no_difference(tmp_path: Path) -> None:

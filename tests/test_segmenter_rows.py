@@ -207,6 +207,16 @@ def test_refused(call) -> None:
         call()
 
 
-def test_too_few_normal_pictures(data_root: Path) -> None:
-    with pytest.raises(DataError, match="normal pictures"):
-        open_workshop("magnetic_tile", {**SIZES["smoke"], "normal": 10**6})
+def test_a_set_with_few_normal_pictures_gives_what_it_has(data_root: Path) -> None:
+    workshop = open_workshop("deeppcb", {**SIZES["small"], "side": 32, "test": 6})
+    learned, all_of_them = workshop.sizes["normal"], len(workshop.dataset.train)
+    assert all_of_them < SIZES["small"]["normal"] and learned == all_of_them * 5 // 6
+    assert f"painted on {learned}" in workshop.dataset.summary()
+    assert len(workshop.painted) == SIZES["small"]["synthetic"] and len(workshop.held_out) == SIZES["small"]["held_out"]
+    pictures = [{sample.meta["template"].tobytes() for sample in part} for part in (workshop.painted, workshop.held_out)]
+    assert not pictures[0] & pictures[1]
+
+
+def test_one_normal_picture_is_too_few(data_root: Path) -> None:
+    with pytest.raises(DataError, match="1 normal pictures"):
+        open_workshop("deeppcb", {**SIZES["smoke"], "normal": 0})

@@ -30,12 +30,11 @@ from ..models.sam import SAM_MODELS, SMALLEST, Embedding, PromptModel, Prompts, 
 from ..models.sam_lite import TAPS, SamLite
 from defectbook.models.segmentation import (
     Segmented,
+    Segmenter,
     TrainedPart,
     check_examples,
     fingerprint,
-    largest_class,
     read_working_set,
-    resize_probabilities,
     stream_probabilities,
     take,
     train_segmenter,
@@ -306,7 +305,7 @@ def check_sizes(samples: Sequence[Sample], sizes: Sequence[tuple[int, int]]) -> 
 LOSS_NAMES = ("ce", "bce", "soft_dice")
 
 # %% ../../nbs/methods/48_pros.ipynb #ecfc16b2
-class PROS:
+class PROS(Segmenter):
     """SAM with K = `adapters` adapters, trained on samples with masks; any class of defect counts as 1.
 
     model: a name in `SAM_MODELS`, loaded from `checkpoint` as `load_sam` does, or a `PromptModel` (copied). where, bottleneck, norms: see
@@ -381,16 +380,6 @@ class PROS:
                                           device=self.device):
             check_sizes(batch.samples, batch.sizes)
             yield batch
-
-    def predict(self, samples: Sequence[Sample]) -> np.ndarray:
-        """Probabilities float32 (N, 2, side, side): normal, defective. Raises `ParameterError` before `fit`."""
-        side = self.parameters["side"]
-        return np.concatenate([np.zeros((0, 2, side, side), np.float32), *(batch.probabilities for batch in self.stream(samples))])
-
-    def masks(self, samples: Sequence[Sample]) -> list[np.ndarray]:
-        """uint8 (H, W) at each image's own size: 1 where a defect is more probable than not."""
-        return [largest_class(resize_probabilities(found, size)) for batch in self.stream(samples)
-                for found, size in zip(batch.probabilities, batch.sizes, strict=True)]
 
     def save(self, folder: Path | str) -> None:
         """Write what has learned, the parameters and the fingerprint of the frozen model to a new `folder`, whole or not at all."""

@@ -10,13 +10,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from ..core import ParameterError, Sample, resolve_device, unknown
 from ..models.detectors import check_fitted, load_fitted, rebuilding, save_fitted
-from ..models.segmentation import Segmented, largest_class, read_working_set, resize_probabilities, stream_probabilities, train_segmenter
+from ..models.segmentation import Segmented, Segmenter, read_working_set, stream_probabilities, train_segmenter
 from ..models.unet import NETWORKS, build_network
 
 # %% ../../nbs/methods/47_segmenters.ipynb #b57899ba
@@ -24,7 +23,7 @@ CHANNELS = {"bce": 1, "soft_dice": 1, "ce": 2}  # of logits, for each loss of PR
 PROS_BASELINES = [(network, loss) for loss in CHANNELS for network in ("unet", "unet_mri", "unet_imagenet", "siamese", "siamese_difference")]
 
 
-class UNetSegmenter:
+class UNetSegmenter(Segmenter):
     """A U-Net trained on samples with masks; any class of defect counts as 1.
 
     network: a name in `NETWORKS`. loss: "bce", "soft_dice" or "ce". width: channels at full size, None for the paper's. side: images are
@@ -85,16 +84,6 @@ class UNetSegmenter:
         """Batches with their class probabilities at the working side, each image read when its turn comes."""
         check_fitted(self)
         yield from stream_probabilities(self.model, samples, self.parameters["side"], self.model.pairs, self.parameters["batch_size"], self.device)
-
-    def predict(self, samples: Sequence[Sample]) -> np.ndarray:
-        """Probabilities float32 (N, 2, side, side): normal, defective. Raises `ParameterError` before `fit`."""
-        side = self.parameters["side"]
-        return np.concatenate([np.zeros((0, 2, side, side), np.float32), *(batch.probabilities for batch in self.stream(samples))])
-
-    def masks(self, samples: Sequence[Sample]) -> list[np.ndarray]:
-        """uint8 (H, W) at each image's own size: 1 where a defect is more probable than not."""
-        return [largest_class(resize_probabilities(found, size)) for batch in self.stream(samples)
-                for found, size in zip(batch.probabilities, batch.sizes, strict=True)]
 
     def save(self, folder: Path | str) -> None:
         """Write weights and parameters to a new `folder`, whole or not at all."""

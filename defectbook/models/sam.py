@@ -502,7 +502,9 @@ WIDTHS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 
 
 def identify_checkpoint(state: dict[str, Tensor]) -> str | None:
-    """Which SAM a state dictionary belongs to: vit_b, vit_l, vit_h, mobile, the same with hq_ before it, or None."""
+    """Which SAM a state dictionary belongs to: vit_b, vit_l, vit_h, mobile, the same with hq_ before it, sam_lite, or None."""
+    if "image_encoder.stem.0.weight" in state:
+        return "sam_lite"
     quality = "hq_" if "mask_decoder.hf_token.weight" in state else ""
     if any(name.startswith("image_encoder.patch_embed.seq.") for name in state):
         return f"{quality}mobile"

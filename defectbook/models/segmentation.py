@@ -6,14 +6,14 @@
 __all__ = ['Inputs', 'synthetic_samples', 'read_template', 'WorkingSet', 'read_working_set', 'frozen_modules', 'TrainedPart',
            'as_parts', 'take', 'in_batches', 'fingerprint', 'Examples', 'check_examples', 'train_segmenter',
            'describe_loss', 'split_watched', 'evaluate_loss', 'predict_probabilities', 'Segmented',
-           'stream_probabilities', 'resize_probabilities', 'largest_class']
+           'stream_probabilities', 'resize_probabilities', 'largest_class', 'Segmenter']
 
 # %% ../../nbs/models/36b_segmentation.ipynb #a48c8c2b
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -337,3 +337,25 @@ def resize_probabilities(probabilities: np.ndarray, size: tuple[int, int]) -> np
 def largest_class(probabilities: np.ndarray) -> np.ndarray:
     """uint8 masks (..., H, W) of probabilities (..., C, H, W): the most probable class; background where it is as probable as another."""
     return probabilities.argmax(axis=-3).astype(np.uint8)
+
+# %% ../../nbs/models/36b_segmentation.ipynb #97d4ed27
+class Segmenter:
+    """What every fitted segmenter can do with the batches of its `stream`. parameters["side"]: the square, in px, it works on."""
+
+    parameters: dict[str, Any]
+
+    def stream(self, samples: Sequence[Sample]) -> Iterator[Segmented]:
+        """Batches with their class probabilities at the working side, each image read when its turn comes."""
+        raise NotImplementedError
+
+    def predict(self, samples: Sequence[Sample]) -> np.ndarray:
+        """Probabilities float32 (N, 2, side, side): normal, defective. Raises `ParameterError` before `fit`."""
+        side = self.parameters["side"]
+        return np.concatenate([np.zeros((0, 2, side, side), np.float32), *(batch.probabilities for batch in self.stream(samples))])
+
+    def masks(self, samples: Sequence[Sample]) -> list[np.ndarray]:
+        """uint8 (H, W) at each image's own size: 1 where a defect is more probable than not."""
+        return [largest_class(resize_probabilities(found, size)) for batch in self.stream(samples)
+                for found, size in zip(batch.probabilities, batch.sizes, strict=True)]
+
+

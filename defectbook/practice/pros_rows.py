@@ -98,26 +98,30 @@ def shrink(sample: Sample, side: int) -> Sample:
 def open_workshop(name: str, sizes: Mapping[str, Any], root: Path | str | None = None, seed: int = 0) -> Workshop:
     """The set `name` of `SETS` at these sizes. seed: decides the painted defects; the pictures and the test are the same for all seeds.
 
-    The test keeps the defective images only, an even part of them, at the working side. Raises `ParameterError`, or `DataError` where real
+    The test keeps the defective images only, an even part of them, at the working side. A set with fewer normal pictures than `sizes` asks
+    for gives what it has, five sixths of it to learn from. Raises `ParameterError`, or `DataError` where real
     data is missing or too small.
     """
     if name not in SETS:
         raise ParameterError(unknown("set of PROS", name, SETS))
-    normal = sizes["normal"] + max(1, sizes["normal"] // 5)
+    wanted = sizes["normal"] + max(1, sizes["normal"] // 5)
     if name == "pcb":
-        whole = PcbBoards(sizes["test"], sizes["pixels"], 0, train=normal, validation=0)
+        whole = PcbBoards(sizes["test"], sizes["pixels"], 0, train=wanted, validation=0)
     elif name == "deeppcb":
         whole = read_deeppcb(root, masks="difference", validation=0)
     else:
         whole = read_magnetic_tile(root)
     defective = [sample for sample in whole.test if sample.label]
     part = limit(Dataset(whole.name, whole.category, whole.root, whole.train, [], defective, whole.classes, whole.notes, whole.simulated, whole.look),
-                 train=normal, test=sizes["test"])
-    if len(part.train) <= sizes["normal"]:
-        raise DataError(f"{whole.name}: {len(part.train)} normal pictures; PROS at this preset needs more than {sizes['normal']}")
+                 train=wanted, test=sizes["test"])
+    if len(part.train) < 2:
+        raise DataError(f"{whole.name}: {len(part.train)} normal pictures; PROS needs at least 2, one to learn from and one to hold out")
+    few = len(part.train) <= sizes["normal"]  # one in six is held out all the same
+    sizes = {**sizes, "normal": max(1, len(part.train) * 5 // 6)} if few else sizes
     test = [small for sample in part.test if (small := shrink(sample, sizes["side"])).mask is not None and small.mask.any()]
     lost = len(part.test) - len(test)
-    notes = [*part.notes, *([f"{lost} test images whose defect vanishes at {sizes['side']} px are left out"] if lost else [])]
+    notes = [*part.notes, *([f"{lost} test images whose defect vanishes at {sizes['side']} px are left out"] if lost else []),
+             *([f"{len(part.train)} normal pictures: defects are painted on {sizes['normal']}, the others are held out"] if few else [])]
     dataset = Dataset(whole.name, f"{whole.category} at {sizes['side']} px", whole.root, [shrink(sample, sizes["side"]) for sample in part.train], [],
                       test, ("normal", "defect"), notes, whole.simulated, None)
     templates = {"pcb": "given", "deeppcb": "undamaged", "magnetic_tile": None}[name]
