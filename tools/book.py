@@ -2,14 +2,16 @@
 
     python tools/book.py [--workers N] [--only PATTERN]
 
-The staged sources, with outputs, lie in _book/src, the pages in _book/html. An executed notebook is used again as long
-as its source, the library and the store are what they were.
+The staged sources, with outputs, lie in _book/src, the pages in _book/_build/html. An executed notebook is used again as
+long as its source, the library and the store are what they were. With --only, a book of the landing page and the chapters
+whose path holds PATTERN is built; links to other chapters lead nowhere there, and are only warned of.
 """
 
 import argparse
 import concurrent.futures
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -160,8 +162,8 @@ def execute_all(chapters: list[str], workers: int) -> None:
                 sys.exit(f"{error}\ntools/book.py: {chapter} failed; open it in Jupyter and run it there")
 
 
-def build(landing: str, parts: list[tuple[str, list[str]]]) -> Path:
-    """Call jupyter-book on the staged sources; any warning is an error."""
+def build(landing: str, parts: list[tuple[str, list[str]]], strict: bool = True) -> Path:
+    """Call jupyter-book on the staged sources; any warning is an error where `strict`."""
     source = BOOK / "src"
     (source / "_toc.yml").write_text(yaml.safe_dump(table_of_contents(landing, parts), sort_keys=False))
     config = yaml.safe_load((ROOT / "_config.yml").read_text())
@@ -171,8 +173,8 @@ def build(landing: str, parts: list[tuple[str, list[str]]]) -> Path:
     # -n reports references that lead nowhere, -W turns warnings into errors.
     page = BOOK / "_build" / "html" / "index.html"
     page.unlink(missing_ok=True)
-    command = [Path(sys.executable).with_name("jupyter-book"), "build", source, "--path-output", BOOK, "-n", "-W", "--keep-going"]
-    if subprocess.run([str(word) for word in command]).returncode or not page.is_file():
+    command = [Path(sys.executable).with_name("jupyter-book"), "build", source, "--path-output", BOOK]
+    if subprocess.run([*map(str, command), *(["-n", "-W", "--keep-going"] if strict else [])]).returncode or not page.is_file():
         sys.exit("tools/book.py: jupyter-book reported warnings or errors; the first one above names the page")
     return page
 
@@ -180,6 +182,7 @@ def build(landing: str, parts: list[tuple[str, list[str]]]) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="chapters executed at a time (default: 2)")
+    parser.add_argument("--only", metavar="PATTERN", help="a regular expression: build these chapters and the landing page")
     args = parser.parse_args()
     os.environ.setdefault("DEFECTBOOK_STORE", str(ROOT / "data" / "results"))
     os.environ["DEFECTBOOK_STORE"] = str(Path(os.environ["DEFECTBOOK_STORE"]).resolve())
@@ -189,8 +192,12 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.workers)))
     shutil.rmtree(BOOK / "src", ignore_errors=True)
     landing, parts = read_chapters()
+    if args.only:
+        parts = [(part, found) for part, chapters in parts if (found := [chapter for chapter in chapters if re.search(args.only, chapter)])]
+        if not parts:
+            sys.exit(f"tools/book.py: no chapter's path holds {args.only!r}; see _quarto.yml")
     execute_all([landing, *(chapter for _, chapters in parts for chapter in chapters)], args.workers)
-    print(f"\nthe book: {build(landing, parts)}")
+    print(f"\nthe book: {build(landing, parts, not args.only)}")
 
 
 if __name__ == "__main__":
