@@ -202,3 +202,11 @@ def test_cuda_where_there_is_none() -> None:
         PatchCore(device="cuda")
     with pytest.raises(ParameterError, match="is not a torch device"):
         PatchCore(device="gpu0")
+
+
+def test_text_parameters_are_taken_as_typed() -> None:
+    """1,4,12 would be a tuple to Python; an experiment that takes text gets text."""
+    from defectbook.practice.cli import _assignments
+
+    assert _assignments("pros_adapters", ["adapters=1,4,12", "epochs=50", "seed=3", "store=none"]) == {
+        "adapters": "1,4,12", "epochs": "50", "seed": 3, "store": "none"}

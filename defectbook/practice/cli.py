@@ -12,15 +12,19 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..core import DefectbookError, ParameterError
-from .experiments import default_parameters, experiments, parse_value, run_experiment
+from .experiments import default_parameters, experiments, find_experiment, parse_value, run_experiment
 
 # %% ../../nbs/practice/65_cli.ipynb #88b781f9
-def _assignments(pairs: Sequence[str]) -> dict:
-    """["seed=3", "cell_type=poly"] as a dictionary. Raises `ParameterError` for an item without "="."""
+def _assignments(experiment: str, pairs: Sequence[str]) -> dict:
+    """["seed=3", "orders=0,1"] as a dictionary; what the experiment takes as text stays as it was typed.
+
+    Raises `ParameterError` for an item without "=" or an unknown experiment.
+    """
     for pair in pairs:
         if "=" not in pair:
             raise ParameterError(f"-p {pair}: expected name=value, such as -p seed=3")
-    return {name: parse_value(value) for name, _, value in (pair.partition("=") for pair in pairs)}
+    texts = {name for name, (default, _) in default_parameters(find_experiment(experiment)).items() if isinstance(default, str)}
+    return {name: value if name in texts else parse_value(value) for name, _, value in (pair.partition("=") for pair in pairs)}
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -31,7 +35,7 @@ def _run(args: argparse.Namespace) -> None:
                 for parameter, (default, comment) in default_parameters(path).items():
                     print(f"    {parameter}={default!r}  {comment}")
         return
-    executed = run_experiment(args.experiment, _assignments(args.parameter), args.output)
+    executed = run_experiment(args.experiment, _assignments(args.experiment, args.parameter), args.output)
     print(f"executed notebook: {executed}")
 
 
