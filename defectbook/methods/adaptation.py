@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONFIGURATIONS', 'MORE_CONFIGURATIONS', 'CROSS', 'PAPER', 'RATES', 'Configuration', 'parse_configuration',
-           'click_mask', 'eroded_mask', 'Rates', 'mask_quality', 'Lesson', 'draw_lesson', 'AdaptiveSam', 'play',
+           'click_mask', 'eroded_mask', 'mask_quality', 'Lesson', 'draw_lesson', 'Rates', 'AdaptiveSam', 'play',
            'choose_rates']
 
 # %% ../../nbs/methods/49_adaptation.ipynb #8f99ed6c
@@ -108,30 +108,6 @@ def eroded_mask(mask: np.ndarray, times: int = 5) -> np.ndarray:
     inner, outer = (cv2.erode(side, CROSS, iterations=times) if times else side for side in (object_, 1 - object_))
     return np.where(inner, 1, np.where(outer, 0, UNKNOWN)).astype(np.int8)
 
-# %% ../../nbs/methods/49_adaptation.ipynb #8e605e25
-class Rates(NamedTuple):
-    """Adam's learning rates for Click Adaptation, for the result mask (alone or merged with the clicks), and for the click mask alone."""
-
-    CA: float
-    RM: float
-    CM: float
-
-
-PAPER = Rates(1e-6, 1e-6, 1e-6)
-RATES = {"sam_lite": Rates(1e-4, 1e-5, 1e-5)}  # every other model: `PAPER`
-
-
-def _rates(model: PromptModel, given: Sequence[float] | Mapping[str, float] | None) -> Rates:
-    """The model's rates, or those given: three numbers, or some by name. Raises `ParameterError`."""
-    rates = RATES.get(model.name, PAPER)
-    try:
-        rates = rates if given is None else rates._replace(**given) if isinstance(given, Mapping) else Rates(*given)
-    except (TypeError, ValueError) as error:
-        raise ParameterError(f"rates {given!r}: give Rates(CA=1e-6, RM=1e-6, CM=1e-6), or some of the three by name") from error
-    if not all(isinstance(rate, (int, float)) and 0 <= rate < 1 for rate in rates):
-        raise ParameterError(f"rates {tuple(rates)}: Adam's rates are numbers from 0 to below 1; the paper's is 1e-6")
-    return rates
-
 # %% ../../nbs/methods/49_adaptation.ipynb #d41e7481
 def mask_quality(result: np.ndarray, own: np.ndarray, estimate: float, clicks: Sequence[tuple[int, int, bool]]) -> float:
     """What is thought of an accepted mask (H, W), 0 to 1. A person changed the model's `own`: 1. Else the model's estimate of its IoU, times the
@@ -176,6 +152,30 @@ def _mask_labels(wanted: Configuration, result: np.ndarray, quality: float, eros
     if wanted.gate is not None and quality < wanted.gate:
         return labels, f"the result mask's quality is {quality:.2f}, under {wanted.gate:g}"
     return labels, f"{erosion} erosions eat the result mask"
+
+# %% ../../nbs/methods/49_adaptation.ipynb #8e605e25
+class Rates(NamedTuple):
+    """Adam's learning rates for Click Adaptation, for the result mask (alone or merged with the clicks), and for the click mask alone."""
+
+    CA: float
+    RM: float
+    CM: float
+
+
+PAPER = Rates(1e-6, 1e-6, 1e-6)
+RATES = {"sam_lite": Rates(1e-4, 1e-5, 1e-5)}  # every other model: `PAPER`
+
+
+def _rates(model: PromptModel, given: Sequence[float] | Mapping[str, float] | None) -> Rates:
+    """The model's rates, or those given: three numbers, or some by name. Raises `ParameterError`."""
+    rates = RATES.get(model.name, PAPER)
+    try:
+        rates = rates if given is None else rates._replace(**given) if isinstance(given, Mapping) else Rates(*given)
+    except (TypeError, ValueError) as error:
+        raise ParameterError(f"rates {given!r}: give Rates(CA=1e-6, RM=1e-6, CM=1e-6), or some of the three by name") from error
+    if not all(isinstance(rate, (int, float)) and 0 <= rate < 1 for rate in rates):
+        raise ParameterError(f"rates {tuple(rates)}: Adam's rates are numbers from 0 to below 1; the paper's is 1e-6")
+    return rates
 
 # %% ../../nbs/methods/49_adaptation.ipynb #4eaaf52c
 class AdaptiveSam:
@@ -358,7 +358,7 @@ def _identity(model: PromptModel) -> Tensor:
     """uint8: the model's fingerprint."""
     return torch.tensor(list(model.fingerprint.encode()), dtype=torch.uint8)
 
-# %% ../../nbs/methods/49_adaptation.ipynb #bd539ae6
+# %% ../../nbs/methods/49_adaptation.ipynb #623cd855
 def play(annotator: AdaptiveSam, image: np.ndarray, truth: np.ndarray, clicks: int = 20, target: float = 0.85, cls: str | None = None,
          embedding: Embedding | None = None) -> list[float]:
     """IoU after each click of a simulated annotator on one object, who stops at `target` or after so many clicks and accepts what there is.
@@ -374,7 +374,7 @@ def play(annotator: AdaptiveSam, image: np.ndarray, truth: np.ndarray, clicks: i
     annotator.finish()
     return trace
 
-
+# %% ../../nbs/methods/49_adaptation.ipynb #df13abde
 def choose_rates(model: str | PromptModel = "sam_lite", rates: Sequence[float | Rates] = (1e-6, 1e-5, 1e-4),
                  kinds: Sequence[str] = ("CA=R", "RM=E", "CM"), objects: int = 40, clicks: int = 10, target: float = 0.85,
                  families: Sequence[str] = tuple(FAMILIES), side: int = 256, seed: int = 0) -> pd.DataFrame:
