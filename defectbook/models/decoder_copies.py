@@ -99,8 +99,9 @@ class DecoderCopy:
         """The answer to one prompt: to a first prompt the guess with the largest estimate (or guess `choice`), later the single mask."""
         with torch.set_grad_enabled(bool(self.weights)):
             logits, estimates = self.model.decode(embedding, prompts, several=prompts.logits is None)
-        choice = int(estimates[0].argmax()) if choice is None else choice
-        return Answer(logits[:, choice:choice + 1], float(estimates[0, choice].detach()), choice, embedding, prompts, self.version)
+            choice = int(estimates[0].argmax()) if choice is None else choice
+            logits = logits[:, choice:choice + 1]  # a slice that is made without gradients passes none on
+        return Answer(logits, float(estimates[0, choice].detach()), choice, embedding, prompts, self.version)
 
     def learn(self, answer: Answer, labels: Tensor, rate: float, steps: int = 1) -> float:
         """`steps` steps of Adam on eq. 2 with labels (H, W) of the image; the loss before the last. The first uses `answer`'s own forward pass
