@@ -374,7 +374,8 @@ def moved(**options) -> float:
     """How far the mask tokens went in the lesson of one result mask."""
     own = AdaptiveSam(model(), "RM=E", **options)
     run(own, mask=disc())
-    return float((own.decoder().weights["mask_decoder.mask_tokens.weight"] - model().mask_decoder.mask_tokens.weight).abs().max())
+    gaps = own.decoder().weights["mask_decoder.mask_tokens.weight"] - model().mask_decoder.mask_tokens.weight
+    return float(gaps.detach().abs().max())
 
 
 def test_steps_and_rates_apart() -> None:

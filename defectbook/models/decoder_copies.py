@@ -27,10 +27,12 @@ def sparse_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
     logits, labels: the same shape. A side without pixels adds 0. Raises `DataError` when no pixel has a label.
     """
-    sides = [F.softplus(sign * logits[labels == label]) for label, sign in ((1, -1), (0, 1))]
-    if not any(side.numel() for side in sides):
+    object_, background = labels == 1, labels == 0
+    counts = [int(side.sum()) for side in (object_, background)]
+    if not any(counts):
         raise DataError("no pixel has a label; click at least once, or give a mask")
-    return sum(side.mean() for side in sides if side.numel())
+    weights = object_ / max(counts[0], 1) + background / max(counts[1], 1)
+    return F.binary_cross_entropy_with_logits(logits, object_.to(logits), weights.to(logits), reduction="sum")
 
 # %% ../../nbs/models/35e_decoder_copies.ipynb #87f10f80
 def interpolation(size: int, side: int, scaled: int, out: int) -> Tensor:
