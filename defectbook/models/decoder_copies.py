@@ -31,8 +31,9 @@ def sparse_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     counts = [int(side.sum()) for side in (object_, background)]
     if not any(counts):
         raise DataError("no pixel has a label; click at least once, or give a mask")
-    weights = object_ / max(counts[0], 1) + background / max(counts[1], 1)
-    return F.binary_cross_entropy_with_logits(logits, object_.to(logits), weights.to(logits), reduction="sum")
+    target = object_.to(logits)
+    weights = target / max(counts[0], 1) + background.to(logits) / max(counts[1], 1)
+    return F.binary_cross_entropy_with_logits(logits, target, weights, reduction="sum")
 
 # %% ../../nbs/models/35e_decoder_copies.ipynb #87f10f80
 def interpolation(size: int, side: int, scaled: int, out: int) -> Tensor:
