@@ -52,7 +52,7 @@ class Configuration:
 # The rows of ADAPT's Tables 1 to 4, in their order, and rows that it does not have: the third of its Table 2, and a gate.
 CONFIGURATIONS = ("none", "CA=R RM=E CM", "CA=R", "CA=C", "RM=E", "CM", "CA=R CM", "CA=R RM=U CM")
 MORE_CONFIGURATIONS = ("CA=R RM=E", "CA=R RM=E CM GATE=0.9")
-_WORD = re.compile(r"(?:CA=(?P<clicks>[RC])|RM=(?P<mask>[UE])|(?P<click_mask>CM)|GATE=(?P<gate>[0-9.]+))")
+_WORD = re.compile(r"(?:CA=(?P<clicks>[RC])|RM=(?P<mask>[UE])|(?P<click_mask>CM)|GATE=(?P<gate>[0-9.e+-]+))")
 
 
 def parse_configuration(text: str | Configuration) -> Configuration:
