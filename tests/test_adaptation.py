@@ -172,7 +172,10 @@ def test_the_papers_rows() -> None:
     assert "CA=R RM=E" in MORE_CONFIGURATIONS and all(str(parse_configuration(text)) == text for text in (*CONFIGURATIONS, *MORE_CONFIGURATIONS))
 
 
-@given(st.sampled_from(["", "R", "C"]), st.sampled_from(["", "U", "E"]), st.booleans(), st.none() | st.sampled_from([0.0, 1.0, 0.85, 0.9, 1e-5, 0.123456]), st.randoms())
+GATES = st.sampled_from([None, 0.0, 1.0, 0.85, 0.9, 1e-5, 0.123456])
+
+
+@given(st.sampled_from(["", "R", "C"]), st.sampled_from(["", "U", "E"]), st.booleans(), GATES, st.randoms())
 @settings(max_examples=60, deadline=None)
 def test_configurations_parse_and_print_back(clicks: str, mask: str, click_mask: bool, gate: float | None, random) -> None:
     wanted = Configuration(clicks, mask, click_mask, gate if mask else None)
