@@ -51,7 +51,7 @@ class Configuration:
 
 # The rows of ADAPT's Tables 1 to 4, in their order, and rows that it does not have: the third of its Table 2, and a gate.
 CONFIGURATIONS = ("none", "CA=R RM=E CM", "CA=R", "CA=C", "RM=E", "CM", "CA=R CM", "CA=R RM=U CM")
-MORE_CONFIGURATIONS = ("CA=R RM=E", "CA=R RM=E CM GATE=0.9")
+MORE_CONFIGURATIONS = ("CA=R RM=E", "CA=R RM=E CM GATE=0.7")
 _WORD = re.compile(r"(?:CA=(?P<clicks>[RC])|RM=(?P<mask>[UE])|(?P<click_mask>CM)|GATE=(?P<gate>[0-9.e+-]+))")
 
 
@@ -63,7 +63,7 @@ def parse_configuration(text: str | Configuration) -> Configuration:
     for word in words if words != ["none"] else ():
         match = _WORD.fullmatch(word)
         if not match:
-            raise ParameterError(f"configuration {text!r}: {word!r} is none of CA=R, CA=C, RM=U, RM=E, CM, GATE=0.9; or write none, alone")
+            raise ParameterError(f"configuration {text!r}: {word!r} is none of CA=R, CA=C, RM=U, RM=E, CM, GATE=0.7; or write none, alone")
         if match.lastgroup in found:
             raise ParameterError(f"configuration {text!r} says {word.split('=')[0]} twice; say it once")
         found[match.lastgroup] = match[match.lastgroup]
