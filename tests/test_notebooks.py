@@ -70,6 +70,19 @@ def test_export_and_clean_leave_no_difference(tmp_path: Path) -> None:
         assert original.read_text() == path.read_text(), f"{original} is not clean or not exported; run make export"
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+def test_a_figure_is_not_printed_as_text(path: Path) -> None:
+    """A cell that draws and ends with a call that returns artists prints them above the figure; plt.show() ends it."""
+    for cell in cells(path):
+        if cell["cell_type"] != "code" or "plt." not in source(cell):
+            continue
+        last = ast.parse(source(cell)).body[-1]
+        value = last.value if isinstance(last, ast.Expr) else None
+        called = value.func.attr if isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) else ""
+        assert not isinstance(value, ast.Tuple) and called not in ("suptitle", "set_title", "set", "legend", "colorbar", "plot", "imshow", "bar"), \
+            f"{name_of(path)}: a cell ends with {source(cell).splitlines()[-1]!r}; end it with plt.show()"
+
+
 @pytest.mark.parametrize("path", CHAPTERS, ids=name_of)
 def test_chapter_runs_within_its_budget(path: Path) -> None:
     """In a process of its own, as nbdev_test would run it, so that one chapter's imports do not speed up the next."""
