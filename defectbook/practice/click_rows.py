@@ -165,7 +165,8 @@ def against(session: pd.DataFrame, unadapted: pd.DataFrame, goal: Goal,
     """
     names = [list(part.drop_duplicates("object").name) for part in (session, unadapted)]
     if names[0] != names[1]:
-        raise DataError(f"sessions of {len(names[0])} and {len(names[1])} objects that are not the same in the same order; compare a row with its own")
+        raise DataError(f"sessions of {len(names[0])} and {len(names[1])} objects that are not the same in the same order; "
+                        "compare a row with its own")
     return paired_bootstrap(np.mean, what(session, goal), what(unadapted, goal), resamples=resamples, rng=0)
 
 # %% ../../nbs/practice/62k_click_rows.ipynb #eddd59b0
@@ -179,7 +180,7 @@ class ClickRow:
 
 
 def click_rows(configurations: Sequence[str], classes: Sequence[str] = ("object",), **options: Any) -> list[ClickRow]:
-    """A row for each configuration. classes: several give each kind a decoder of its own, which the row's name tells. options: of `AdaptiveSam`."""
+    """A row for each configuration. classes: several give each kind a decoder of its own; the row's name tells. options: of `AdaptiveSam`."""
     words = ", a decoder a kind" if len(classes) > 1 else ""
     told = "".join(f", {name} {value:g}" if isinstance(value, float) else f", {name} {value}" for name, value in options.items())
     return [ClickRow(f"{text}{words}{told}", text, {"classes": list(classes), **options}) for text in configurations]
@@ -207,15 +208,16 @@ def run_clicks(experiment: str, rows: Sequence[ClickRow], objects: Sequence[Clic
             started = time.perf_counter()
             session = play_objects(annotator, objects, goal, embeddings)
             seconds = {"clicking": time.perf_counter() - started}
-            figures = session_figures(session, goal)
-            metrics = pd.DataFrame([(name, "objects", row.method, order, metric, value) for metric, value in figures.items()],
+            metrics = pd.DataFrame([(name, "objects", row.method, order, metric, value) for metric, value in session_figures(session, goal).items()],
                                    columns=["dataset", "category", "method", "seed", "metric", "value"])
             last = session.groupby("object", sort=True).iou.last().to_numpy()
-            run = Run(dataset, row.method, order, metrics, Prediction([sample.mask[:1, :1] for sample in samples], last), goal.target, (0.0, 1.0), seconds)
+            prediction = Prediction([sample.mask[:1, :1] for sample in samples], last)
+            run = Run(dataset, row.method, order, metrics, prediction, goal.target, (0.0, 1.0), seconds)
             shown = {"dataset": name, "method": row.method, "configuration": str(annotator.configuration), "goal": goal.name, "order": order,
                      "classes": len(annotator.classes), "model": model.name, "preset": preset}
             found = store.save(experiment, identity, shown, run, provenance(str(model.device), preset, seconds, data=data), [], {"clicks": session})
-        print(f"{name} order {order} {goal.name} {row.method}: NoC {found.value('noc'):.2f}, FR {found.value('fr'):.3f}  (run {found.id})", flush=True)
+        figures = f"NoC {found.value('noc'):.2f}, FR {found.value('fr'):.3f}"
+        print(f"{name} order {order} {goal.name} {row.method}: {figures}  (run {found.id})", flush=True)
         stored.append(found)
     return stored
 
