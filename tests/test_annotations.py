@@ -118,6 +118,13 @@ def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
         tmp_path.chmod(0o755)
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system that nobody may write to")
+def test_a_read_only_file_system_is_refused() -> None:
+    for opener in (lambda: FolderLock("/proc"), lambda: FolderLock("/proc/new"), lambda: EventLog("/proc/log.jsonl")):
+        with pytest.raises(StoreError, match="choose another output folder"):
+            opener()
+
+
 def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     with pytest.raises(StoreError, match="out"):

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from defectbook.core import DataError, ImageSource, ParameterError, StoreError, make_folder, read_image, read_mask, whole_folder, write_whole
+from defectbook.data.datasets import IMAGE_SUFFIXES
 
 
 
@@ -382,7 +383,8 @@ def export_mvtec(images: Iterable[Annotated], classes: Sequence[str], target: Pa
                 continue
             named = {cls for cls, _ in annotated.objects}
             kind = "good" if not named else named.pop() if len(named) == 1 else "combined"
-            stem = file_name(annotated.name.removesuffix(suffix))
+            path = PurePosixPath(annotated.name)
+            stem = file_name(str(path.with_suffix("")) if path.suffix.lower() in IMAGE_SUFFIXES else annotated.name)
             stem = file_name(annotated.name) + "_" if stem in kinds[kind] or stem.endswith("_mask") else stem
             kinds[kind].add(stem)
             _put(draft / ("train" if kind == "good" else "test") / kind / (stem + suffix), content)

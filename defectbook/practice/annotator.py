@@ -114,7 +114,7 @@ class Annotator(anywidget.AnyWidget):
     def hand_over(self) -> None:
         """Close the session; the widget says so."""
         self.session.close()
-        self._send("", "this annotator was closed: a newer one is open below, or in another cell", "error")
+        self._tell("", "this annotator was closed: a newer one is open below, or in another cell", "error")
 
     # -- messages in -------------------------------------------------------------------------------------------------------------
     def _receive(self, _: Any, content: Any, buffers: Any = None) -> None:
@@ -132,18 +132,18 @@ class Annotator(anywidget.AnyWidget):
                 self.last_error = traceback.format_exc()
                 text, level = f"{type(error).__name__}: {' '.join(str(error).split())[:200]} (what was done before is kept; see last_error)", "error"
             if asked.get("do") != "look" or level == "error":
-                self._send(str(asked.get("id", "")), text, level)
+                self._tell(str(asked.get("id", "")), text, level)
             if asked.get("do") == "click":
                 self.session.settle()
 
     # -- state out ---------------------------------------------------------------------------------------------------------------
-    def _send(self, reply: str, text: str, level: str) -> None:
-        state, buffers = self._state()
+    def _tell(self, reply: str, text: str, level: str) -> None:
+        state, buffers = self._view()
         notes, self.session.notes = self.session.notes, []
         text = " · ".join(filter(None, [text, *notes]))
         self.send({"kind": "state", "reply": reply, "text": text, "level": level, **state}, buffers)
 
-    def _state(self) -> tuple[dict[str, Any], list[bytes]]:
+    def _view(self) -> tuple[dict[str, Any], list[bytes]]:
         """What the browser needs to draw; pictures and masks that it has already are left out."""
         session, buffers = self.session, []
         page, picture = session.page, session._picture
@@ -153,7 +153,7 @@ class Annotator(anywidget.AnyWidget):
             if picture:
                 buffers.append(picture_bytes(picture.image))
                 image = 0
-        marks = [self._mark(mark, buffers) for mark in page.marks.values()] if picture else []
+        marks = [self._mark_view(mark, buffers) for mark in page.marks.values()] if picture else []
         height, width = picture.image.shape[:2] if picture else (1, 1)
         decided = sum(bool(other.accepted or other.normal) for other in session.ledger.pages.values())
         clicks = [len(mark.clicks) for other in session.ledger.pages.values() for mark in other.accepted]
@@ -162,7 +162,7 @@ class Annotator(anywidget.AnyWidget):
                 "problem": session.problem, "normal": page.normal, "marks": marks, "classes": list(session.classes), "cls": session.cls,
                 "adapting": session.ledger.adapting, "adapts": session.adapts, "total": total}, buffers
 
-    def _mark(self, mark: Mark, buffers: list[bytes]) -> dict[str, Any]:
+    def _mark_view(self, mark: Mark, buffers: list[bytes]) -> dict[str, Any]:
         known = mark.accepted and mark.number in self._kept
         mask = None if known else self.session.accepted_mask(mark.number) if mark.accepted else self.session.mask
         box, index, area = None, None, mark.area

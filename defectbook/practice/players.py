@@ -26,15 +26,25 @@ def frame_of(view: Sequence[float] | None, size: tuple[int, int], click: tuple[i
     included. Raises `ParameterError` for a view that is none.
     """
     height, width = size
+    if view is not None:
+        view = _checked_view(view)
     if before is not None and click is not None and before[0] <= click[0] < before[2] and before[1] <= click[1] < before[3]:
         return before
     if view is None:
         return 0, 0, width, height
-    if len(view) != 4 or not np.isfinite(view).all() or view[0] > view[2] or view[1] > view[3]:
-        raise ParameterError(f"view {view!r} is no x0, y0, x1, y1 in pixels; give None for the whole image")
     points = [view[:2], view[2:]] + ([click, (click[0] + 1, click[1] + 1)] if click else []) + ([before[:2], before[2:]] if before else [])
     (x0, x1), (y0, y1) = (_interval([point[axis] for point in points], length) for axis, length in enumerate((width, height)))
     return x0, y0, x1, y1
+
+
+def _checked_view(view: Any) -> list[float]:
+    try:
+        x0, y0, x1, y1 = numbers = [float(value) for value in view]
+        if np.isfinite(numbers).all() and x0 <= x1 and y0 <= y1:
+            return numbers
+    except (TypeError, ValueError):
+        pass
+    raise ParameterError(f"view {str(view)[:60]} is no x0, y0, x1, y1 in pixels; give None for the whole image")
 
 
 def _interval(values: Sequence[float], length: int) -> tuple[int, int]:

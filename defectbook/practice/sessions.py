@@ -280,9 +280,9 @@ class Session:
     @_alone
     def mark_normal(self, normal: bool = True) -> None:
         """Decide that the open image shows no defect, or take that back. Raises `ParameterError` while it has masks."""
+        _ = self.picture  # which raises when there is none
         if normal and self.page.marks:
             raise ParameterError(f"this image has {len(self.page.marks)} masks; delete them before you mark it as normal")
-        _ = self.picture
         if self.page.normal != normal:
             self._write("normal", image=self.name, normal=bool(normal))
 
