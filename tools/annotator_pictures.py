@@ -85,7 +85,9 @@ def running_lab(folder: Path, dark: bool = False) -> Iterator[str]:
         server = subprocess.Popen(command, cwd=folder, env=variables, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
     try:
-        wait(lambda: answers(f"{address}/api?token=secret"), "JupyterLab", lambda: server.poll() is None)
+        wait(lambda: answers(f"{address}/api?token=secret") or server.poll() is not None, "JupyterLab")
+        if server.poll() is not None:
+            raise OSError(f"JupyterLab did not start: {(home / 'lab.log').read_text()[-2000:]}")
         yield address
     finally:
         server.terminate()
@@ -102,14 +104,14 @@ def answers(url: str) -> bool:
     return False
 
 
-def wait(ready: Callable[[], Any], what: str, alive: Callable[[], bool] = lambda: True, patience: float = PATIENCE) -> Any:
-    """The first true value of ready(). Raises `TimeoutError` that says what was waited for."""
+def wait(ready: Callable[[], Any], what: str, complaint: Callable[[], str] = lambda: "", patience: float = PATIENCE) -> Any:
+    """The first true value of ready(). Raises `TimeoutError` that says what was waited for, and what complaint() says then."""
     until = time.monotonic() + patience
-    while time.monotonic() < until and alive():
+    while time.monotonic() < until:
         if value := ready():
             return value
         time.sleep(0.1)
-    raise TimeoutError(f"waited for {what} in vain")
+    raise TimeoutError(f"waited for {what} in vain {complaint()}")
 
 
 # -- the browser -----------------------------------------------------------------------------------------------------------------
@@ -138,8 +140,14 @@ class Lab:
         self.js("jupyterapp.commands.execute('application:set-mode', {mode: 'single-document'})")
         self.js("if (jupyterapp.shell.leftCollapsed === false) jupyterapp.commands.execute('application:toggle-left-area')")
         self.js("document.querySelectorAll('.dbk').forEach((node) => node.remove())")  # a picture of an older run
-        self.execute("notebook:run-all-cells")
-        wait(lambda: self.data("done") == "ready", "the widget")
+        for attempt in range(5):
+            self.execute("notebook:run-all-cells")
+            wait(lambda: self.data("done") or self.failed(), "the widget", self.complaint)
+            if self.data("done"):
+                break
+            # anywidget gives a page two seconds to load a widget, and a machine that does other work may need more.
+            print(f"the page was too slow for anywidget (attempt {attempt + 1}); running the cell again, as a person would", file=sys.stderr)
+            self.js("document.querySelectorAll('.dbk').forEach((node) => node.remove())")
         self.js("document.querySelector('.dbk').scrollIntoView({block: 'center'})")
         time.sleep(0.5)
 
@@ -156,6 +164,14 @@ class Lab:
     def data(self, name: str) -> str | None:
         """What the widget says of itself."""
         return self.js("return document.querySelector('.dbk')?.dataset[arguments[0]]", name)
+
+    def failed(self) -> bool:
+        """Whether anywidget has given up on the widget since the last question."""
+        return any("Failed to initialize model" in entry["message"] for entry in self.driver.get_log("browser"))
+
+    def complaint(self) -> str:
+        """What the page and the browser's console say."""
+        return f"({self.text('.dbk-said')}) {[entry['message'][:300] for entry in self.driver.get_log('browser')][-5:]}"
 
     def text(self, part: str) -> str:
         return self.js("return document.querySelector(arguments[0])?.textContent ?? ''", part)
@@ -195,7 +211,7 @@ class Lab:
         """Do something and wait until the kernel's answer to `what` is drawn."""
         self.js("delete document.querySelector('.dbk').dataset.done")
         act()
-        wait(lambda: self.data("done") == what, f"the answer to {what}")
+        wait(lambda: self.data("done") == what, f"the answer to {what}", self.complaint)
         time.sleep(0.3)  # two frames of drawing
 
     def click(self, x: float, y: float, positive: bool = True) -> None:

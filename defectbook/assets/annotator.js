@@ -36,7 +36,11 @@ class View {
     this.layer = document.createElement("canvas");
     this.build(el);
     this.receive = (message, buffers) => {
-      this.queue = this.queue.then(() => this.show(message, buffers)).catch((error) => this.say(String(error), "error"));
+      this.queue = this.queue.then(() => this.show(message, buffers)).catch((error) => {
+        console.error(error);
+        this.pending.clear();
+        this.say(`this page cannot show the answer: ${error}; reload it`, "error");
+      });
     };
     model.on("msg:custom", this.receive);
     this.watch = new ResizeObserver(() => this.resize());
@@ -310,7 +314,13 @@ class View {
     const oldest = [...this.pending.values()][0];
     const seconds = oldest ? (performance.now() - oldest.at) / 1000 : 0;
     this.root.classList.toggle("dbk-waiting", seconds > 0.5);
-    if (seconds > 8) this.say("No answer from the kernel yet. If it was stopped, run the cell again: everything up to here is on the disk.", "error");
+    // A page can be ready before its connection is; asking for the state twice does no harm.
+    if (oldest?.act === "ready" && seconds > 3 * (this.readied ?? 1)) {
+      this.readied = (this.readied ?? 1) + 1;
+      this.model.send({ do: "ready", id: [...this.pending.keys()][0] });
+    }
+    if (seconds > 8)
+      this.say("No answer from the kernel yet. If it was stopped, or if this goes on, run the cell again: everything up to here is on the disk.", "error");
     if (!oldest) { clearInterval(this.clock); this.clock = undefined; }
   }
 
