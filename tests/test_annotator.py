@@ -70,6 +70,7 @@ def test_images_of_all_kinds_have_names(plates: Path) -> None:
     assert names == ["plate 0.png", "plate 1.png", "plate 2.png", "sub/plate 0.png"]
     assert [sample.name for sample in list_images([plates / "sub" / "plate 0.png", str(plates / "plate 1.png")])] == ["sub/plate 0.png", "plate 1.png"]
     assert [sample.name for sample in list_images(plates / "plate 1.png")] == ["plate 1.png"]
+    assert [sample.name for sample in list_images(np.zeros((20, 30, 3), np.uint8))] == ["image 1"]
     for bad, error in ((plates / "nowhere", DataError), ([], DataError), ([Sample("a", name="x"), Sample("b", name="x")], ParameterError)):
         with pytest.raises(error):
             list_images(bad)

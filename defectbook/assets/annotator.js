@@ -471,6 +471,8 @@ class View {
     layer.drawImage(tinted, x, y, width, height);
     context.save();
     context.setTransform(1, 0, 0, 1, 0, 0);
+    context.shadowColor = "black"; // a red line shows on red, too
+    context.shadowBlur = 2.5 * this.ratio;
     context.drawImage(this.layer, 0, 0);
     context.restore();
   }
