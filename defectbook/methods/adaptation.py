@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CONFIGURATIONS', 'MORE_CONFIGURATIONS', 'CROSS', 'PAPER', 'RATES', 'Configuration', 'parse_configuration',
-           'click_mask', 'eroded_mask', 'Rates', 'AdaptiveSam', 'play', 'choose_rates']
+           'click_mask', 'eroded_mask', 'mask_quality', 'Lesson', 'draw_lesson', 'Rates', 'AdaptiveSam', 'play',
+           'choose_rates']
 
 # %% ../../nbs/methods/49_adaptation.ipynb #8f99ed6c
 import re
@@ -106,6 +107,51 @@ def eroded_mask(mask: np.ndarray, times: int = 5) -> np.ndarray:
     object_ = (np.asarray(mask) != 0).astype(np.uint8)
     inner, outer = (cv2.erode(side, CROSS, iterations=times) if times else side for side in (object_, 1 - object_))
     return np.where(inner, 1, np.where(outer, 0, UNKNOWN)).astype(np.int8)
+
+# %% ../../nbs/methods/49_adaptation.ipynb #d41e7481
+def mask_quality(result: np.ndarray, own: np.ndarray, estimate: float, clicks: Sequence[tuple[int, int, bool]]) -> float:
+    """What is thought of an accepted mask (H, W), 0 to 1. A person changed the model's `own`: 1. Else the model's estimate of its IoU, times the
+    share of the clicks that the mask agrees with."""
+    if not np.array_equal(result, own) or not clicks:
+        return 1.0
+    return min(max(estimate, 0.0), 1.0) * float(np.mean([bool(result[y, x]) == positive for x, y, positive in clicks]))
+
+
+class Lesson(NamedTuple):
+    """What a finished object teaches. labels: int8 (H, W), or None for nothing; rate: which of `Rates`; note: what was left out, and why."""
+
+    labels: np.ndarray | None
+    rate: str
+    note: str
+
+
+def draw_lesson(wanted: Configuration, result: np.ndarray, clicks: Sequence[tuple[int, int, bool]], quality: float = 1.0, erosion: int = 5) -> Lesson:
+    """The labels of the one step after an object: its accepted mask, bool (H, W), and its clicks, as `wanted`. Where both teach, a click
+    overrides the mask."""
+    if not wanted.mask and not wanted.click_mask:
+        return Lesson(None, "CM", "")
+    if not clicks:
+        return Lesson(None, "CM", "no click was made: nothing was learnt")
+    clicked = click_mask(clicks if wanted.click_mask else (), result.shape)
+    labels, why = _mask_labels(wanted, result, quality, erosion)
+    if why.endswith("eat the result mask") and (clicked == 1).any():
+        return Lesson(np.where(clicked >= 0, clicked, labels), "RM", f"{why}: its background and the clicks taught")
+    if why or not wanted.mask:
+        taught = "only the clicks taught" if wanted.click_mask else "nothing was learnt"
+        return Lesson(clicked if wanted.click_mask else None, "CM", f"{why}: {taught}" if why else "")
+    return Lesson(np.where(clicked >= 0, clicked, labels), "RM", "")
+
+
+def _mask_labels(wanted: Configuration, result: np.ndarray, quality: float, erosion: int) -> tuple[np.ndarray, str]:
+    """(labels of the result mask, why it cannot teach alone, or "")."""
+    labels = eroded_mask(result, erosion if wanted.mask == "E" else 0)
+    if not wanted.mask or (labels == 1).any() and (wanted.gate is None or quality >= wanted.gate):
+        return labels, ""
+    if not result.any():
+        return labels, "the result mask is empty"
+    if wanted.gate is not None and quality < wanted.gate:
+        return labels, f"the result mask's quality is {quality:.2f}, under {wanted.gate:g}"
+    return labels, f"{erosion} erosions eat the result mask"
 
 # %% ../../nbs/methods/49_adaptation.ipynb #8e605e25
 class Rates(NamedTuple):
@@ -216,54 +262,17 @@ class AdaptiveSam:
         elif self.configuration.clicks == "R":
             self._owed = False  # it would be taken back at once
             self._forget()
-        labels, rate, self.note = self._lesson(result)
-        if labels is not None:
-            self._decoder.learn(self._answer, torch.from_numpy(labels), rate, self.steps)
-        self._embedding = self._answer = self._start = None
+        quality = mask_quality(result, self.mask, self.estimate, self.clicks)
+        lesson = draw_lesson(self.configuration, result, self.clicks, quality, self.erosion)
+        if lesson.labels is not None:
+            self._decoder.learn(self._answer, torch.from_numpy(lesson.labels), getattr(self.rates, lesson.rate), self.steps)
+        self.note, self._embedding, self._answer, self._start = lesson.note, None, None, None
         return result
 
     @property
     def probabilities(self) -> np.ndarray:
         """float32 (H, W) in 0..1, after a click."""
         return torch.from_numpy(self.logits).sigmoid().numpy()
-
-    # -- what an accepted object teaches -----------------------------------------------------------------------------------------
-    def quality(self, result: np.ndarray) -> float:
-        """What is thought of an accepted mask, 0 to 1: 1 if a person changed it; else the model's estimate of its IoU, times the share of clicks
-        that it agrees with."""
-        if not np.array_equal(result, self.mask):
-            return 1.0
-        return min(max(self.estimate, 0.0), 1.0) * float(np.mean([result[y, x] == positive for x, y, positive in self.clicks]))
-
-    def _lesson(self, result: np.ndarray) -> tuple[np.ndarray | None, float, str]:
-        """(labels or None, rate, note) of the step after an object."""
-        wanted = self.configuration
-        if not wanted.mask and not wanted.click_mask:
-            return None, 0.0, ""
-        if not self.clicks:
-            return None, 0.0, "no click was made: nothing was learnt"
-        clicked = click_mask(self.clicks, self.size) if wanted.click_mask else np.full(self.size, UNKNOWN, np.int8)
-        labels, why = self._mask_labels(result, (clicked == 1).any())
-        if labels is not None:
-            return np.where(clicked >= 0, clicked, labels), self.rates.RM, why
-        if wanted.click_mask:
-            return clicked, self.rates.CM, f"{why}only the clicks taught" if why else ""
-        return None, 0.0, f"{why}nothing was learnt"
-
-    def _mask_labels(self, result: np.ndarray, clicked: bool) -> tuple[np.ndarray | None, str]:
-        """(labels of the result mask or None, why). clicked: whether clicks will add pixels of the object."""
-        wanted = self.configuration
-        if not wanted.mask:
-            return None, ""
-        if not result.any():
-            return None, "the result mask is empty: "
-        if wanted.gate is not None and (quality := self.quality(result)) < wanted.gate:
-            return None, f"the result mask's quality is {quality:.2f}, under {wanted.gate:g}: "
-        labels = eroded_mask(result, self.erosion if wanted.mask == "E" else 0)
-        if (labels == 1).any():
-            return labels, ""
-        why = f"{self.erosion} erosions eat the result mask: "
-        return (labels, f"{why}its background and the clicks taught") if clicked else (None, why)
 
     # -- decoders ----------------------------------------------------------------------------------------------------------------
     def decoder(self, cls: str | None = None) -> DecoderCopy:
@@ -349,7 +358,7 @@ def _identity(model: PromptModel) -> Tensor:
     """uint8: the model's fingerprint."""
     return torch.tensor(list(model.fingerprint.encode()), dtype=torch.uint8)
 
-# %% ../../nbs/methods/49_adaptation.ipynb #bd539ae6
+# %% ../../nbs/methods/49_adaptation.ipynb #623cd855
 def play(annotator: AdaptiveSam, image: np.ndarray, truth: np.ndarray, clicks: int = 20, target: float = 0.85, cls: str | None = None,
          embedding: Embedding | None = None) -> list[float]:
     """IoU after each click of a simulated annotator on one object, who stops at `target` or after so many clicks and accepts what there is.
@@ -365,7 +374,7 @@ def play(annotator: AdaptiveSam, image: np.ndarray, truth: np.ndarray, clicks: i
     annotator.finish()
     return trace
 
-
+# %% ../../nbs/methods/49_adaptation.ipynb #df13abde
 def choose_rates(model: str | PromptModel = "sam_lite", rates: Sequence[float | Rates] = (1e-6, 1e-5, 1e-4),
                  kinds: Sequence[str] = ("CA=R", "RM=E", "CM"), objects: int = 40, clicks: int = 10, target: float = 0.85,
                  families: Sequence[str] = tuple(FAMILIES), side: int = 256, seed: int = 0) -> pd.DataFrame:

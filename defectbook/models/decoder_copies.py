@@ -112,7 +112,8 @@ class DecoderCopy:
         for _ in range(steps):
             if answer.version != self.version:
                 answer = self.answer(answer.embedding, answer.prompts, answer.choice)
-            loss = label_loss(self.model, answer.logits, labels.to(answer.logits.device))
+            with torch.enable_grad():
+                loss = label_loss(self.model, answer.logits, labels.to(answer.logits.device))
             gradients = torch.autograd.grad(loss, list(self.weights.values()), allow_unused=True)
             for parameter, gradient in zip(self.weights.values(), gradients, strict=True):
                 parameter.grad = gradient
