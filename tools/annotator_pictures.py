@@ -148,7 +148,8 @@ class Lab:
             # anywidget gives a page two seconds to load a widget, and a machine that does other work may need more.
             print(f"the page was too slow for anywidget (attempt {attempt + 1}); running the cell again, as a person would", file=sys.stderr)
             self.js("document.querySelectorAll('.dbk').forEach((node) => node.remove())")
-        self.js("document.querySelector('.dbk').scrollIntoView({block: 'center'})")
+        # JupyterLab's own margins are not the same each time; pictures that are to be compared need one width.
+        self.js("const root = document.querySelector('.dbk'); root.style.width = '1120px'; root.scrollIntoView({block: 'center'})")
         time.sleep(0.5)
 
     def execute(self, command: str) -> None:
