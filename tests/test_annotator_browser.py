@@ -5,7 +5,6 @@ DEFECTBOOK_SCREENSHOTS: a folder that gets the pictures taken on the way (by def
 
 import json
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -123,8 +122,7 @@ def test_a_killed_kernel_loses_nothing(lab) -> None:
     before, seen, said = marks(lab), lab.canvas(), log(lab)
     assert len(before) == 1
     pid = json.loads((lab.folder / "annotations" / "annotator.lock").read_text())["pid"]
-    os.kill(pid, signal.SIGKILL)
-    pictures.wait(lambda: not Path(f"/proc/{pid}").exists(), "the kernel's end")
+    pictures.kill_kernel(pid)
     lab.open()
     assert "board 2.png" in lab.text(".dbk-title") and marks(lab) == before
     assert np.array_equal(lab.canvas(), seen), "the same picture, to the pixel"

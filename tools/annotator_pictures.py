@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -142,12 +143,17 @@ class Lab:
         self.js("document.querySelectorAll('.dbk').forEach((node) => node.remove())")  # a picture of an older run
         for attempt in range(5):
             self.execute("notebook:run-all-cells")
-            wait(lambda: self.data("done") or self.failed(), "the widget", self.complaint)
+            try:
+                wait(lambda: self.data("done") or self.failed(), "the widget", self.complaint, PATIENCE / 4)
+            except TimeoutError as error:
+                print(error, file=sys.stderr)
             if self.data("done"):
                 break
             # anywidget gives a page two seconds to load a widget, and a machine that does other work may need more.
-            print(f"the page was too slow for anywidget (attempt {attempt + 1}); running the cell again, as a person would", file=sys.stderr)
+            print(f"no widget after attempt {attempt + 1}; running the cell again, as a person would", file=sys.stderr)
             self.js("document.querySelectorAll('.dbk').forEach((node) => node.remove())")
+        else:
+            raise TimeoutError(f"waited for the widget in vain {self.complaint()}")
         # JupyterLab's own margins are not the same each time; pictures that are to be compared need one width.
         self.js("const root = document.querySelector('.dbk'); root.style.width = '1120px'; root.scrollIntoView({block: 'center'})")
         time.sleep(0.5)
@@ -241,6 +247,21 @@ class Lab:
 
     def close(self) -> None:
         self.driver.quit()
+
+
+def kill_kernel(pid: int) -> None:
+    """Kill a kernel as the system would, and wait until JupyterLab has put another in its place."""
+    command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    os.kill(pid, signal.SIGKILL)
+
+    def replaced() -> bool:
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if int(path.parent.name) != pid and path.read_bytes() == command:
+                    return True
+        return False
+
+    wait(replaced, "another kernel")
 
 
 def write_notebook(path: Path) -> None:
