@@ -21,11 +21,10 @@ from defectbook.methods.adaptation import (
     CONFIGURATIONS,
     MORE_CONFIGURATIONS,
     PAPER,
-    RATES,
     AdaptiveSam,
     Configuration,
     Rates,
-    choose_rates,
+    chosen_rates,
     click_mask,
     draw_lesson,
     eroded_mask,
@@ -198,7 +197,7 @@ def test_bad_configurations_are_named_in_one_line(text: str, message: str) -> No
 def test_rates_by_model_by_name_and_by_number() -> None:
     assert annotator().rates == Rates(1e-4, 1e-4, 1e-4)
     assert AdaptiveSam(model()).rates == PAPER == Rates(1e-6, 1e-6, 1e-6)
-    assert AdaptiveSam(model("sam_lite")).rates == RATES["sam_lite"]
+    assert AdaptiveSam(model("sam_lite")).rates == chosen_rates()["sam_lite"]
     assert AdaptiveSam(model(), rates={"RM": 2e-6}).rates == PAPER._replace(RM=2e-6)
     for wrong in ({"XX": 1e-6}, (1e-6,), (1.0, 0, 0), (-1e-6, 0, 0), 3, ("a", 0, 0)):
         with pytest.raises(ParameterError, match="rates"):
@@ -581,20 +580,6 @@ def test_mobile_sams_decoder_learns_too() -> None:
 def test_a_game_stops_at_the_target_or_after_so_many_clicks() -> None:
     own = annotator("none")
     hopeless = play(own, picture(), disc(), clicks=4, target=1.0)
-    assert len(hopeless) == 4 and all(0 <= value < 1 for value in hopeless) and len(own.clicks) == 4
-    assert len(play(own, picture(), disc(), clicks=4, target=hopeless[0] or 1e-9)) == 1
-    assert own.clicks[0] == (60, 40, True)  # the disc's centre, as `next_click` says
-
-
-def test_rates_are_compared_on_the_same_objects() -> None:
-    game = {"objects": 3, "clicks": 2, "side": 128, "families": ("shapes", "parts")}
-    table = choose_rates(model(), (0.0, 1e-3, Rates(1e-3, 1e-6, 1e-6)), ("CA=R", "RM=U CM"), **game)
-    assert list(table["kind"]) == ["none", *["CA=R"] * 3, *["RM=U CM"] * 3] and (table["objects"] == 3).all()
-    assert list(table["CA"].isna()) == [True, False, False, False, True, True, True] and table["RM"][6] == 1e-6
-    columns = ["noc", "fr", "iou"]
-    for row in (1, 4):  # a rate of zero teaches nothing
-        assert (table.loc[row, columns] == table.loc[0, columns]).all() and table.loc[row, "noc_change"] == table.loc[row, "iou_change"] == 0
-    assert table["iou"][2] == table["iou"][3] != table["iou"][0]
-    assert np.allclose(table["iou"] - table["iou"][0], table["iou_change"], atol=1e-12)
-    again = choose_rates(model(), (1e-3,), ("CA=R",), **game)
-    assert (again.loc[1, columns] == table.loc[2, columns]).all()
+    assert len(hopeless) == 4 and all(0 <= click.iou < 1 for click in hopeless) and len(own.clicks) == 4
+    assert len(play(own, picture(), disc(), clicks=4, target=hopeless[0].iou or 1e-9)) == 1
+    assert own.clicks[0] == hopeless[0][:3] == (60, 40, True)  # the disc's centre, as `next_click` says

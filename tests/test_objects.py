@@ -9,7 +9,19 @@ from conftest import noise
 from scipy import ndimage
 
 from defectbook.core import DataError, ParameterError, Sample, generator
-from defectbook.data.objects import OBJECT_SETS, ClickObject, close_look, components, defect_objects, objects_on, read_instances, shuffled, take_turns
+from defectbook.data.objects import (
+    OBJECT_SETS,
+    PROCEDURAL_SETS,
+    ClickObject,
+    close_look,
+    components,
+    defect_objects,
+    objects_on,
+    procedural_objects,
+    read_instances,
+    shuffled,
+    take_turns,
+)
 
 
 def spots(seed: int, size: tuple[int, int] = (80, 100)) -> np.ndarray:
@@ -83,7 +95,7 @@ def test_real_sets(name: str, data_root: Path) -> None:
 
 
 def test_unknown_set_and_count() -> None:
-    with pytest.raises(ParameterError, match=", ".join(OBJECT_SETS)):
+    with pytest.raises(ParameterError, match=", ".join(sorted(OBJECT_SETS))):
         defect_objects("tiles")
     with pytest.raises(ParameterError, match="count=0"):
         defect_objects("pcb", 0)
@@ -129,3 +141,20 @@ def test_spoilt_folders(folder: Path, spoil, message: str) -> None:
 def test_a_folder_with_nothing_annotated(folder: Path) -> None:
     with pytest.raises(DataError, match="2 pictures and no instance of 5000 px"):
         read_instances(folder, least=5000)
+
+
+@pytest.mark.parametrize("name", PROCEDURAL_SETS)
+def test_procedural_objects_depend_on_place_and_seed(name) -> None:
+    few, more, others = procedural_objects(name, 3), procedural_objects(name, 5), procedural_objects(name, 3, seed=1)
+    assert [item.name for item in few] == [item.name for item in more[:3]]
+    for item, same, other in zip(few, more, others, strict=False):
+        assert item.image.shape == (256, 256, 3) and item.mask.shape == (256, 256) and item.mask.any()
+        assert np.array_equal(item.image, same.image) and np.array_equal(item.mask, same.mask)
+        assert not np.array_equal(item.mask, other.mask)
+
+
+def test_procedural_sets_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(ParameterError, match="cracked_wood"):
+        procedural_objects("cracked_woods")
+    with pytest.raises(ParameterError, match="count=0"):
+        procedural_objects("scenes", 0)

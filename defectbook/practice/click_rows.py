@@ -18,9 +18,8 @@ import pandas as pd
 
 from ..core import DataError, ParameterError, Prediction, Sample, progress, unknown
 from ..data.datasets import Dataset
-from ..data.objects import OBJECT_SETS, ClickObject, defect_objects
-from ..methods.adaptation import AdaptiveSam, eroded_mask
-from ..metrics.clicking import next_click
+from ..data.objects import OBJECT_SETS, PROCEDURAL_SETS, ClickObject, defect_objects, procedural_objects
+from ..methods.adaptation import AdaptiveSam, eroded_mask, play
 from ..metrics.clicks import clicks_to_target, iou_curve
 from ..metrics.statistics import Comparison, Interval, bootstrap_interval, paired_bootstrap
 from ..models.embeddings import EmbeddingCache
@@ -70,18 +69,9 @@ def play_objects(annotator: AdaptiveSam, objects: Sequence[ClickObject], goal: G
     rows = []
     for number, item in enumerate(progress(objects, "clicking")):
         cls = item.kind if len(annotator.classes) > 1 else None
-        annotator.set_image(item.image, cls, None if embeddings is None else embeddings.embed([item.image]))
-        answer, reached = annotator.mask, 0.0
-        for click in range(1, goal.limit + 1):
-            place = next_click(item.mask, answer, annotator.clicks)
-            if place is None:
-                break
-            answer = annotator.click(*place)
-            reached = overlap(answer, item.mask)
-            rows.append((number, item.name, item.kind, click, *place, reached, annotator.estimate))
-            if reached >= goal.target:
-                break
-        annotator.finish()
+        embedding = None if embeddings is None else embeddings.embed([item.image])
+        played = play(annotator, item.image, item.mask, goal.limit, goal.target, cls, embedding)
+        rows += [(number, item.name, item.kind, count, *click) for count, click in enumerate(played, 1)]
     return pd.DataFrame(rows, columns=["object", "name", "kind", "click", "x", "y", "positive", "iou", "estimate"])
 
 
@@ -222,8 +212,10 @@ def run_clicks(experiment: str, rows: Sequence[ClickRow], objects: Sequence[Clic
     return stored
 
 
-def object_set(name: str, count: int, root: Path | str | None = None) -> tuple[list[ClickObject], bool]:
-    """(objects, simulated) of a set of `data.objects`. Raises `ParameterError` or `DataError`."""
+def object_set(name: str, count: int, root: Path | str | None = None, seed: int = 0) -> tuple[list[ClickObject], bool]:
+    """(objects, simulated) of a set of `data.objects`; `seed` is that of the procedural ones. Raises `ParameterError` or `DataError`."""
+    if name in PROCEDURAL_SETS:
+        return procedural_objects(name, count, seed), True
     if name not in OBJECT_SETS:
-        raise ParameterError(unknown("set of objects", name, OBJECT_SETS))
+        raise ParameterError(unknown("set of objects", name, (*OBJECT_SETS, *PROCEDURAL_SETS)))
     return defect_objects(name, count, root), name in ("pcb", "foil")
