@@ -96,9 +96,9 @@ def test_zoom_shows_the_model_the_view(lab) -> None:
     x, y = pictures.deepest(lab.masks[1])
     lab.zoom_to(x, y)
     assert "%" in lab.text(".dbk-zoom")
-    lab.click(x, y)  # the wheel keeps the pixel under the pointer where it is
+    lab.click(x, y)  # the wheel keeps what is under the pointer where it is; events come in whole px of the screen
     event = [event for event in log(lab) if event["event"] == "click"][-1]
-    assert (event["x"], event["y"]) == (x, y) and event["frame"][2] - event["frame"][0] < lab.size[1] / 2
+    assert max(abs(event["x"] - x), abs(event["y"] - y)) <= 1 and event["frame"][2] - event["frame"][0] < lab.size[1] / 2
     lab.picture(lab.shots / "4-view.png")
     lab.type("f")
     assert lab.text(".dbk-zoom") == "whole image"
@@ -144,11 +144,18 @@ def test_a_deleted_image_and_the_export(lab) -> None:
     assert len(list((exported / "mvtec" / "test").rglob("*.png"))) == 2 and len(json.loads((exported / "coco.json").read_text())["annotations"]) == 2
 
 
-def luminance(colour: str) -> float:
-    """Relative luminance, 0 to 1, of a colour as CSS computes it: rgb(r, g, b), or with an alpha of 1."""
-    red, green, blue = (float(part) / 255 for part in re.findall(r"[0-9.]+", colour)[:3])
-    return sum(weight * (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4)
-               for weight, part in ((0.2126, red), (0.7152, green), (0.0722, blue)))
+def contrast(front: str, back: str) -> float:
+    """WCAG's ratio, 1 to 21, of two colours as CSS computes them: rgb(r, g, b), or rgba with an alpha, or color(srgb r g b)."""
+    def parts(colour: str) -> list[float]:
+        numbers = [float(part) for part in re.findall(r"[0-9.]+", colour.replace("srgb", ""))]
+        return [value if colour.startswith("color") else value / 255 for value in numbers[:3]] + (numbers[3:] or [1.0])
+
+    (*behind, _), (*before, alpha) = parts(back), parts(front)
+    light = []
+    for colour in ([alpha * value + (1 - alpha) * under for value, under in zip(before, behind, strict=True)], behind):
+        linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in colour]
+        light.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2])
+    return (max(light) + 0.05) / (min(light) + 0.05)
 
 
 @pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
@@ -166,8 +173,7 @@ def test_words_can_be_read_in_both_themes(lab, theme: str) -> None:
         .map((node) => [node.className || node.tagName, node.textContent, getComputedStyle(node).color, opaque(node)])""")
     assert len(found) > 15
     for name, text, front, back in found:
-        low, high = sorted((luminance(front), luminance(back)))
-        assert (high + 0.05) / (low + 0.05) >= 4.5, f"{name} {text!r}: {front} on {back}"
+        assert contrast(front, back) >= 4.5, f"{name} {text!r}: {front} on {back}"
 
 
 def test_a_narrow_page_loses_nothing(lab) -> None:

@@ -174,8 +174,8 @@ class Lab:
         self.focus()
         for _ in range(turns):
             self.js("const c = document.querySelector('.dbk-canvas'), b = c.getBoundingClientRect();"
-                    "c.dispatchEvent(new WheelEvent('wheel', {deltaY: -300, clientX: b.left + arguments[0], clientY: b.top + arguments[1], "
-                    "cancelable: true, bubbles: true}))", *self.place(x, y))
+                    "c.dispatchEvent(new WheelEvent('wheel', {deltaY: -300, clientX: Math.round(b.left + arguments[0]), "
+                    "clientY: Math.round(b.top + arguments[1]), cancelable: true, bubbles: true}))", *self.place(x, y))
         time.sleep(0.5)
 
     def execute(self, command: str) -> None:
@@ -269,7 +269,8 @@ class Lab:
         self.answered(self.hands().send_keys(key).perform, what)
 
     def button(self, label: str, what: str) -> None:
-        self.answered(lambda: self.js("[...document.querySelectorAll('.dbk-button')].find((b) => b.textContent === arguments[0]).click()", label), what)
+        press = "[...document.querySelectorAll('.dbk-button')].find((b) => b.textContent === arguments[0]).click()"
+        self.answered(lambda: self.js(press, label), what)
 
     def picture(self, path: Path) -> None:
         """The widget as PNG."""

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..core import DataError, DefectbookError, ParameterError, Sample, StoreError, make_folder, unknown, write_whole
+from ..core import DataError, DefectbookError, ParameterError, Sample, StoreError, unknown, whole_folder, write_whole
 from ..data.datasets import IMAGE_SUFFIXES
 from defectbook.practice.annotations import (
     Annotated,
@@ -220,8 +220,11 @@ class Session:
             self._from_model = self._player.answer(self.name, mark, self.picture) if mark else self._player.forget()
         self._mask = self._touched_up(mark)
         if mark is not None:
-            self.masks.write(self.name, mark.number, self._mask)
+            self._keep_mask(mark)
         return self._mask
+
+    def _keep_mask(self, mark: Mark) -> None:
+        self.masks.write(self.name, mark.number, self._mask, mark.digest)
 
     def _touched_up(self, mark: Mark | None) -> np.ndarray | None:
         if mark is None:
@@ -253,6 +256,8 @@ class Session:
         if not self._mask.any():
             raise ParameterError("the mask is empty, so it was not accepted; click on the defect, paint it, or undo")
         mask, before = self._mask, self._model_state()
+        if self.masks.steps(self.name, mark.number) != mark.digest:
+            self._keep_mask(mark)  # a full disk may have refused it; what is accepted must be there
         self._write("accept", image=self.name, mark=mark.number, area=int(np.count_nonzero(mask)), clicks=len(mark.clicks),
                     adapting=self.ledger.adapting)
         self._mask = self._from_model = None
@@ -333,7 +338,7 @@ class Session:
     def _open(self, index: int) -> None:
         self.index, self._picture, self.problem, self._mask, self._from_model = index, None, "", None, None
         try:
-            self._picture = self._pictures.get(index, lambda: read_picture(self.samples[index].image_source))
+            self._picture = self._reading(index).result()
             self._check_picture(self._picture)
         except DataError as error:
             self._picture, self.problem = None, str(error)
@@ -341,6 +346,14 @@ class Session:
             self._resume_mark()
             self._player.prepare(self.name, self._picture, frame_of(None, self._picture.image.shape[:2]))
         self._look_ahead()
+
+    def _reading(self, index: int) -> Future:
+        """Begin to read an image, unless it was read already and its file is what it was; the future picture."""
+        source, file = self.samples[index].image_source, None
+        if isinstance(source, (str, Path)):
+            with contextlib.suppress(OSError):
+                file = os.stat(source)
+        return self._pictures.start((index, file and (file.st_mtime_ns, file.st_size)), lambda: read_picture(source))
 
     def _check_picture(self, picture: Picture) -> None:
         """Log what is looked at. Raises `DataError` when the image is another than the one that was annotated."""
@@ -356,7 +369,8 @@ class Session:
         mark = self.page.open
         if mark is None:
             return
-        kept = self._read_mask(self.name, mark.number)
+        current = self.masks.steps(self.name, mark.number) == mark.digest  # else the session ended before the mask of the last step was written
+        kept = self._read_mask(self.name, mark.number) if current else None
         try:
             self._from_model = self._player.answer(self.name, mark, self.picture)
         except DefectbookError as error:
@@ -365,14 +379,15 @@ class Session:
         if kept is not None and (kept != self._mask).any():
             self._mask = kept
             self.notes.append(f"{self.name}: the model answers otherwise than before; the open mask is shown as it was, up to the next click")
+        if kept is None:
+            self._keep_mask(mark)
 
     def _look_ahead(self) -> None:
         """Read and embed the image after this one; what fails will fail again, loudly, when it is opened."""
         index = self.index + 1
         if index >= len(self.samples):
             return
-        name, source = self.samples[index].name, self.samples[index].image_source
-        waiting = self._pictures.start(index, lambda: read_picture(source))
+        name, waiting = self.samples[index].name, self._reading(index)
 
         def embed(done: Future) -> None:
             if not self.closed and not done.cancelled() and done.exception() is None:
@@ -449,14 +464,19 @@ class Session:
             self.notes.append(f"the model could not learn again from a mask ({error})")
 
     # -- handing over ------------------------------------------------------------------------------------------------------------
-    def annotated(self) -> Iterator[Annotated]:
-        """The decided images, in the list's order: those with accepted masks, and those marked as normal."""
+    def annotated(self, lost: list[str] | None = None) -> Iterator[Annotated]:
+        """The decided images, in the list's order: those with accepted masks, and those marked as normal. lost: takes a line for each image
+        that is left out because a mask's file is gone or damaged."""
         for sample in self.samples:
             page = self.ledger.pages.get(sample.name)
             if page is None or page.size is None or not (page.accepted or page.normal):
                 continue
             masks = [(mark.cls, self._read_mask(page.name, mark.number)) for mark in page.accepted]
-            yield Annotated(page.name, sample.image_source, page.size, tuple((cls, mask) for cls, mask in masks if mask is not None))
+            if gone := [mark.number for mark, (_, mask) in zip(page.accepted, masks, strict=True) if mask is None]:
+                if lost is not None:
+                    lost.append(f"left out: {page.name}: the file of mask {gone[0]} is gone or damaged; undo on this image makes it again")
+                continue
+            yield Annotated(page.name, sample.image_source, page.size, tuple(masks))
 
     @_alone
     def export(self, target: Path | str | None = None) -> tuple[Path, list[str]]:
@@ -467,11 +487,13 @@ class Session:
             raise StoreError(f"{target}: exists already; give the name of a new folder")
         if not any(page.accepted or page.normal for page in self.ledger.pages.values()):
             raise ParameterError("nothing is decided yet: accept a mask, or mark an image as normal, before you export")
-        notes = export_mvtec(self.annotated(), self.classes, make_folder(target) / "mvtec")
-        export_coco(self.annotated(), self.classes, target / "coco.json", {"description": "made with defectbook's annotator"})
-        undecided = sum(not (page.accepted or page.normal) for page in map(self.ledger.page, [sample.name for sample in self.samples]))
+        lost: list[str] = []
+        with whole_folder(target) as draft:
+            notes = export_mvtec(self.annotated(lost), self.classes, draft / "mvtec") + lost
+            export_coco(self.annotated(), self.classes, draft / "coco.json", {"description": "made with defectbook's annotator"})
+        undecided = sum(not (page.accepted or page.normal) for page in (self.ledger.page(sample.name) for sample in self.samples))
         if undecided:
-            notes.append(f"{undecided} images are not decided and were left out")
+            notes.append(f"{undecided} image{'s are' if undecided > 1 else ' is'} not decided and left out")
         if any(page.open for page in self.ledger.pages.values()):
             notes.append("the open mask is not accepted yet and was left out")
         self._write("export", target=str(target), notes=notes)
