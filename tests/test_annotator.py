@@ -24,9 +24,10 @@ from defectbook.core import DataError, DefectbookError, ParameterError, Sample, 
 from defectbook.data.datasets import read_folder
 from defectbook.models.sam import load_sam
 from defectbook.practice import annotator as widget
+from defectbook.practice.annotations import list_images
 from defectbook.practice.annotator import Annotator, open_session, picture_bytes, stamp
 from defectbook.practice.players import Ahead, check_stroke, frame_of, paint, read_picture
-from defectbook.practice.sessions import Session, list_images
+from defectbook.practice.sessions import Session
 
 
 @pytest.fixture(scope="module")
