@@ -119,7 +119,7 @@ def wait(ready: Callable[[], Any], what: str, complaint: Callable[[], str] = lam
 class Lab:
     """A notebook with one annotator in a browser. images: of one size each, as (height, width)."""
 
-    def __init__(self, address: str, notebook: str, size: tuple[int, int], window: str = "1320,860"):
+    def __init__(self, address: str, notebook: str, size: tuple[int, int], window: str = "1320,1160"):
         from selenium import webdriver
 
         options = webdriver.ChromeOptions()
