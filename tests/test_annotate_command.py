@@ -4,18 +4,21 @@ import importlib.util
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
-import urllib.request
 from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import noise
+from conftest import ROOT, noise
 from PIL import Image
 
 from defectbook.core import ParameterError, StoreError
 from defectbook.practice import cli
+
+sys.path.insert(0, str(ROOT / "tools"))
+import annotator_pictures as pictures  # noqa: E402
 
 
 @pytest.fixture
@@ -100,12 +103,17 @@ def test_errors_have_types(plates: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_real_jupyterlab_says_where_it_is(plates: Path, tmp_path: Path) -> None:
     pytest.importorskip("jupyterlab")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     command = [sys.executable, "-c", "import sys; from defectbook.practice.cli import main; sys.exit(main())", "annotate", str(plates), "--out",
-               str(tmp_path / "out"), "--no-browser", "--lab=--allow-root", "--lab=--ServerApp.port=0"]
+               str(tmp_path / "out"), "--no-browser", "--lab=--allow-root", "--lab=--ServerApp.ip=127.0.0.1",
+               f"--lab=--ServerApp.port={port}"]
     lab = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     try:
         url = next(found.group() for line in lab.stdout if (found := re.search(r"http://127\S+/lab/tree/annotate.ipynb\?token=\w+", line)))
-        assert urllib.request.urlopen(url, timeout=60).status == 200
+        pictures.wait(lambda: lab.poll() is not None or pictures.answers(url), "JupyterLab")  # it says where it is before it listens
+        assert lab.poll() is None
     finally:
         os.killpg(lab.pid, signal.SIGTERM)  # a group of its own: this command and its JupyterLab
         lab.wait(60)
