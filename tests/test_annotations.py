@@ -91,7 +91,13 @@ def test_a_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch) -> None:
     log.append({"event": "visit"})
     before = (tmp_path / "log.jsonl").read_bytes()
     real = os.write
-    monkeypatch.setattr(os, "write", lambda file, data: real(file, data[:7]) if len(data) > 20 else (_ for _ in ()).throw(OSError(28, "No space left")))
+
+    def nearly_full(file, data):
+        if len(data) <= 20:
+            raise OSError(28, "No space left")
+        return real(file, data[:7])
+
+    monkeypatch.setattr(os, "write", nearly_full)
     with pytest.raises(StoreError, match="No space left.*free some space"):
         log.append({"event": "click", "x": 1})
     monkeypatch.undo()
@@ -256,7 +262,8 @@ def test_exports_name_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").unlink()
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     notes = export_mvtec(decided, ("hole",), tmp_path / "out")
-    assert len(notes) == 4 and "is 9x9 px now" in notes[0] and "no such image" in notes[1] and "never annotated" in notes[2] and "train/good" in notes[3]
+    wanted = ("is 9x9 px now", "no such image", "never annotated", "train/good")
+    assert len(notes) == 4 and all(words in note for words, note in zip(wanted, notes, strict=True))
     assert len(coco_document(decided, ("hole",))["annotations"]) == 2, "COCO needs no image"
     for export in (export_mvtec, export_coco):
         with pytest.raises(StoreError, match="exists already"):

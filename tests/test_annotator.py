@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,9 +24,10 @@ from defectbook.core import DataError, DefectbookError, ParameterError, Sample, 
 from defectbook.data.datasets import read_folder
 from defectbook.models.sam import load_sam
 from defectbook.practice import annotator as widget
+from defectbook.practice.annotations import list_images
 from defectbook.practice.annotator import Annotator, open_session, picture_bytes, stamp
 from defectbook.practice.players import Ahead, check_stroke, frame_of, paint, read_picture
-from defectbook.practice.sessions import Session, list_images
+from defectbook.practice.sessions import Session
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,8 @@ def test_images_of_all_kinds_have_names(plates: Path) -> None:
     Image.new("RGB", (20, 20)).save(plates / "out" / "mask.png")
     names = [sample.name for sample in list_images(plates, without=plates / "out")]
     assert names == ["plate 0.png", "plate 1.png", "plate 2.png", "sub/plate 0.png"]
-    assert [sample.name for sample in list_images([plates / "sub" / "plate 0.png", str(plates / "plate 1.png")])] == ["sub/plate 0.png", "plate 1.png"]
+    two = [plates / "sub" / "plate 0.png", str(plates / "plate 1.png")]
+    assert [sample.name for sample in list_images(two)] == ["sub/plate 0.png", "plate 1.png"]
     assert [sample.name for sample in list_images(plates / "plate 1.png")] == ["plate 1.png"]
     assert [sample.name for sample in list_images(np.zeros((20, 30, 3), np.uint8))] == ["image 1"]
     for bad, error in ((plates / "nowhere", DataError), ([], DataError), ([Sample("a", name="x"), Sample("b", name="x")], ParameterError)):
@@ -136,8 +139,8 @@ def test_what_fails_ahead_is_tried_again() -> None:
         return value
 
     with pytest.raises(DataError):
-        ahead.get("a", sometimes)
-    assert ahead.get("a", sometimes) == 2 == ahead.get("a", sometimes)
+        ahead.start("a", sometimes).result()
+    assert ahead.start("a", sometimes).result() == 2 == ahead.start("a", sometimes).result()
     ahead.close()
 
 
@@ -228,8 +231,9 @@ def test_bad_input_changes_nothing(plates: Path, tmp_path: Path, sam) -> None:
     with plain(plates, out, sam) as session:
         session.click(50, 45)
         before, mask = len(events(out)), session.mask
-        for act in (lambda: session.click(128, 5), lambda: session.click(-1, 5), lambda: session.click(float("nan"), 5), lambda: session.choose("hol"),
-                    lambda: session.go(3), lambda: session.go(-1), lambda: session.delete(7), session.mark_normal, lambda: session.adapt(False),
+        for act in (lambda: session.click(128, 5), lambda: session.click(-1, 5), lambda: session.click(float("nan"), 5),
+                    lambda: session.choose("hol"), lambda: session.go(3), lambda: session.go(-1), lambda: session.delete(7),
+                    session.mark_normal, lambda: session.adapt(False),
                     lambda: session.stroke([], 3), lambda: session.click(5, 5, True, (4, 4))):
             with pytest.raises(ParameterError) as caught:
                 act()
@@ -341,6 +345,174 @@ def test_a_full_disk_is_said_and_nothing_is_lost(plates: Path, tmp_path: Path, s
         assert len(again.page.open.clicks) == 2 and (again.mask == after).all()
 
 
+def test_an_accepted_mask_is_on_the_disk_whatever_was_refused_before(plates: Path, tmp_path: Path, sam, monkeypatch) -> None:
+    """The log had room for the click, and the mask's file had none."""
+    out = tmp_path / "out"
+    with plain(plates, out, sam) as session:
+        session.click(50, 45)
+        with monkeypatch.context() as patch:
+            patch.setattr(session.masks, "write", no_space)
+            with pytest.raises(StoreError, match="No space left"):
+                session.click(60, 50, False)
+            with pytest.raises(StoreError, match="No space left"):
+                session.accept()
+        assert not session.page.accepted, "nothing is accepted that is not on the disk"
+        mask = session.mask
+        session.accept()
+        assert (session.accepted_mask(1) == mask).all()
+
+
+def no_space(*_) -> None:
+    raise StoreError("masks: cannot be written (No space left on device); choose another output folder")
+
+
+@pytest.mark.parametrize("step", [lambda session: session.click(60, 50, False), lambda session: session.stroke([(5, 5), (20, 5)], 9),
+                                  lambda session: session.undo()])
+def test_a_mask_that_is_behind_its_log_is_made_again(step, plates: Path, tmp_path: Path, sam, monkeypatch) -> None:
+    """Killed after the event was logged and before its mask was written."""
+    with plain(plates, tmp_path / "whole", sam) as session:
+        session.click(50, 45)
+        session.stroke([(30, 30)], 7)
+        step(session)
+        whole = session.mask
+    with plain(plates, tmp_path / "out", sam) as session:
+        session.click(50, 45)
+        session.stroke([(30, 30)], 7)
+        monkeypatch.setattr(session.masks, "write", no_space)
+        with pytest.raises(StoreError):
+            step(session)
+    with plain(plates, tmp_path / "out", sam) as again:
+        assert (again.mask == whole).all() and not any("otherwise" in note for note in again.notes)
+        again.accept()
+        assert (again.accepted_mask(1) == whole).all()
+
+
+def test_an_image_whose_mask_is_gone_is_not_exported_as_normal(plates: Path, tmp_path: Path, sam) -> None:
+    with plain(plates, tmp_path / "out", sam) as session:
+        session.click(50, 45)
+        session.accept()
+        mask = session.accepted_mask(1)
+        session.next()
+        session.mark_normal()
+        session.go(0)
+        for damage in (lambda path: path.write_bytes(b"rubbish"), Path.unlink):
+            damage(session.masks.path("plate 0.png", 1))
+            target, notes = session.export()
+            assert any("plate 0.png: the file of mask 1 is gone or damaged" in note for note in notes)
+            assert [path.name for path in (target / "mvtec").rglob("*.png")] == ["plate 1.png"]
+            assert len(json.loads((target / "coco.json").read_text())["images"]) == 1
+        assert (session.undo() == mask).all()
+        session.accept()
+        target, _ = session.export()
+        assert (read_folder(target / "mvtec", validation=0).test[0].mask == mask).all()
+
+
+def test_an_image_that_is_deleted_while_it_is_kept_in_memory_is_noticed(plates: Path, tmp_path: Path, sam) -> None:
+    with plain(plates, tmp_path / "out", sam) as session:
+        session.next()
+        session.go(0)
+        (plates / "plate 1.png").unlink()
+        session.next()
+        assert "no such image file" in session.problem
+        Image.fromarray(noise(1, (96, 128))).save(plates / "plate 1.png")
+        session.go(0)
+        session.next()
+        assert not session.problem
+
+
+def mounted(folder: Path, options: str):
+    """A small file system of its own at `folder`; skips the test where this process may not mount."""
+    folder.mkdir(exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", options, "none", folder]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("this process may not mount a file system")
+
+
+def test_a_disk_that_is_really_full(tmp_path: Path, sam) -> None:
+    """A file system of 200 KB: clicking goes on until it is full, says so in a line, and goes on when there is room again."""
+    images, out = [noise(number, (400, 600)) for number in range(2)], tmp_path / "disk"
+    mounted(out, "size=200k")
+    try:
+        with plain(images, out, sam) as session:
+            (out / "something else").write_bytes(bytes(170_000))
+            rng, refused = np.random.default_rng(0), None
+            for _ in range(300):
+                try:
+                    session.stroke(rng.integers(0, 400, (40, 2)), 3)
+                except StoreError as error:
+                    refused = str(error)
+                    break
+            assert refused and "No space left" in refused and "\n" not in refused
+            (out / "something else").unlink()
+            session.stroke([(5, 5)], 3)
+            mask = session.mask
+            session.accept()
+        with plain(images, out, sam) as again:
+            assert (again.accepted_mask(1) == mask).all() and not again.notes[0].startswith("the last line")
+    finally:
+        subprocess.run(["umount", out], check=True)
+
+
+def test_a_read_only_folder_is_one_line(plates: Path, tmp_path: Path, sam) -> None:
+    mounted(tmp_path / "disk", "ro")
+    try:
+        for out in (tmp_path / "disk", tmp_path / "disk" / "new"):
+            with pytest.raises(StoreError, match="Read-only file system.*choose another output folder") as caught:
+                plain(plates, out, sam)
+            assert "\n" not in str(caught.value)
+    finally:
+        subprocess.run(["umount", tmp_path / "disk"], check=True)
+
+
+def test_images_of_all_kinds(tmp_path: Path, sam) -> None:
+    """Grey, with alpha, of 16 bits, a palette, and names with spaces, signs and letters of all sorts: each is shown, clicked and exported."""
+    folder, grey = tmp_path / "odd", noise(0, (60, 80))[..., 0]
+    (folder / "line 2").mkdir(parents=True)
+    Image.fromarray(grey).save(folder / "grey.png")
+    Image.fromarray(np.dstack([grey] * 4)).save(folder / "alpha.png")
+    Image.fromarray(np.dstack([grey] * 2), "LA").save(folder / "grey alpha.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(folder / "16 bits.png")
+    Image.fromarray(grey).convert("P").save(folder / "line 2" / "Ünïcode % ~ 钢板 #1.png")
+    Image.fromarray(grey).save(folder / "line 2" / "two.dots.tif")
+    Image.fromarray(grey).save(folder / "zero.bmp")
+    with plain(folder, tmp_path / "out", sam) as session:
+        masks = {}
+        for index, sample in enumerate(session.samples):
+            session.go(index)
+            assert not session.problem and session.picture.image.shape == (60, 80, 3)
+            if sample.name == "zero.bmp":
+                session.mark_normal()
+                continue
+            session.stroke([(10 + index, 20), (40, 20)], 5)
+            masks[sample.name] = session.mask
+            session.accept()
+        target, notes = session.export()
+    assert len(masks) == 6 and not any("left out" in note for note in notes)
+    back = read_folder(target / "mvtec", validation=0)
+    assert sorted(int((sample.mask > 0).sum()) for sample in back.test) == sorted(int(mask.sum()) for mask in masks.values())
+
+
+def test_images_that_cannot_be_annotated_say_why(tmp_path: Path, sam) -> None:
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    Image.new("RGB", (1, 1)).save(folder / "1 dot.png")
+    (folder / "2 rubbish.png").write_bytes(b"rubbish")
+    (folder / "3 nothing.png").touch()
+    Image.fromarray(noise(0, (60, 80))).save(folder / "4 whole.png")
+    (folder / "5 cut.png").write_bytes((folder / "4 whole.png").read_bytes()[:400])
+    with plain(folder, tmp_path / "out", sam) as session:
+        for index, words in enumerate(("1x1 px is smaller than a patch", "cannot be read", "cannot be read", "", "cannot be read")):
+            session.go(index)
+            assert words in session.problem and bool(words) == bool(session.problem) and "\n" not in session.problem
+            if words:
+                with pytest.raises(DataError):
+                    session.click(0, 0)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no images to annotate"):
+        plain(tmp_path / "empty", tmp_path / "other", sam)
+    assert not (tmp_path / "other").exists()
+
+
 def test_other_classes_and_other_images_are_noticed(plates: Path, tmp_path: Path, sam) -> None:
     out = tmp_path / "out"
     with plain(plates, out, sam) as session:
@@ -375,7 +547,7 @@ def test_exports_are_read_back(plates: Path, tmp_path: Path, sam) -> None:
         session.next()
         session.mark_normal()
         target, notes = session.export()
-        assert notes == ["class crack: was never annotated", "1 images are not decided and were left out"] and target.name == "export-1"
+        assert notes == ["class crack: was never annotated", "1 image is not decided and left out"] and target.name == "export-1"
         assert session.export()[0].name == "export-2"
         with pytest.raises(StoreError, match="exists"):
             session.export(target)
@@ -489,7 +661,7 @@ def test_messages_bring_pictures_once_and_masks_when_they_change(talk, plates: P
     part = np.asarray(Image.open(io.BytesIO(buffers[mark["png"]])).convert("RGBA"))[..., 3] > 0
     assert (part == talk.app.session.mask[y:y + height, x:x + width]).all() and part.sum() == mark["area"] == talk.app.session.mask.sum()
     state, buffers = talk("accept")
-    assert "hole accepted after 1 clicks" in state["text"] and len(buffers) == 1
+    assert "hole accepted after 1 click" in state["text"] and len(buffers) == 1
     state, buffers = talk("class", name="crack")
     assert state["cls"] == "crack" and not buffers and state["marks"][0]["kept"]
     assert talk("look", view=[0, 0, 50, 50]) is None

@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-PATIENCE = 600  # seconds: a busy machine may take minutes to import torch
+PATIENCE = 120  # seconds: a busy machine may take a minute to import torch
 CODE = """from defectbook.practice.annotator import Annotator
 
 annotator = Annotator("boards", classes=["mouse bite", "short", "spur"], out="annotations", device="cpu", height=440)
@@ -66,7 +66,7 @@ def deepest(mask: np.ndarray) -> tuple[int, int]:
 
 # -- the server ------------------------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
-def running_lab(folder: Path, dark: bool = False) -> Iterator[str]:
+def running_lab(folder: Path) -> Iterator[str]:
     """A JupyterLab on `folder` with settings of its own; its address, with the token."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -74,7 +74,7 @@ def running_lab(folder: Path, dark: bool = False) -> Iterator[str]:
     home = folder / ".home"
     settings = home / "settings" / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True, exist_ok=True)
-    (settings / "themes.jupyterlab-settings").write_text(json.dumps({"theme": "JupyterLab Dark" if dark else "JupyterLab Light"}))
+    (settings / "themes.jupyterlab-settings").write_text(json.dumps({"theme": "JupyterLab Light"}))
     (settings / "notification.jupyterlab-settings").write_text(json.dumps({"fetchNews": "false", "checkForUpdates": False}))
     kept = {name: value for name, value in os.environ.items() if not name.startswith("JUPYTER")}
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
@@ -119,7 +119,7 @@ def wait(ready: Callable[[], Any], what: str, complaint: Callable[[], str] = lam
 class Lab:
     """A notebook with one annotator in a browser. images: of one size each, as (height, width)."""
 
-    def __init__(self, address: str, notebook: str, size: tuple[int, int], window: str = "1320,860"):
+    def __init__(self, address: str, notebook: str, size: tuple[int, int], window: str = "1320,1160"):
         from selenium import webdriver
 
         options = webdriver.ChromeOptions()
@@ -141,10 +141,10 @@ class Lab:
         self.js("jupyterapp.commands.execute('application:set-mode', {mode: 'single-document'})")
         self.js("if (jupyterapp.shell.leftCollapsed === false) jupyterapp.commands.execute('application:toggle-left-area')")
         self.js("document.querySelectorAll('.dbk').forEach((node) => node.remove())")  # a picture of an older run
-        for attempt in range(5):
+        for attempt in range(3):
             self.execute("notebook:run-all-cells")
             try:
-                wait(lambda: self.data("done") or self.failed(), "the widget", self.complaint, PATIENCE / 4)
+                wait(lambda: self.data("done") or self.failed(), "the widget", self.complaint, PATIENCE / 2)
             except TimeoutError as error:
                 print(error, file=sys.stderr)
             if self.data("done"):
@@ -155,7 +155,27 @@ class Lab:
         else:
             raise TimeoutError(f"waited for the widget in vain {self.complaint()}")
         # JupyterLab's own margins are not the same each time; pictures that are to be compared need one width.
-        self.js("const root = document.querySelector('.dbk'); root.style.width = '1120px'; root.scrollIntoView({block: 'center'})")
+        self.resize(1120)
+
+    def resize(self, width: int) -> None:
+        """Make the widget so many CSS px wide."""
+        self.js("const root = document.querySelector('.dbk'); root.style.width = `${arguments[0]}px`; root.scrollIntoView({block: 'center'})", width)
+        time.sleep(0.5)
+
+    def theme(self, name: str) -> None:
+        """Change JupyterLab's theme, and wait until its colours are there."""
+        dark = "true" if "Dark" in name else "false"
+        self.js("jupyterapp.commands.execute('apputils:change-theme', {theme: arguments[0]})", name)
+        wait(lambda: self.js("return document.body.dataset.jpThemeLight !== arguments[0]", dark), name)
+        time.sleep(0.5)
+
+    def zoom_to(self, x: float, y: float, turns: int = 4) -> None:
+        """Turn the wheel over pixel (x, y), which stays where it is."""
+        self.focus()
+        for _ in range(turns):
+            self.js("const c = document.querySelector('.dbk-canvas'), b = c.getBoundingClientRect();"
+                    "c.dispatchEvent(new WheelEvent('wheel', {deltaY: -300, clientX: Math.round(b.left + arguments[0]), "
+                    "clientY: Math.round(b.top + arguments[1]), cancelable: true, bubbles: true}))", *self.place(x, y))
         time.sleep(0.5)
 
     def execute(self, command: str) -> None:
@@ -234,11 +254,23 @@ class Lab:
             x, y = x + round(u - x), y + round(v - y)
         self.answered(hands.release().perform, "stroke")
 
+    def focus(self) -> None:
+        """The keyboard goes to the widget, as after a click beside its buttons; a page that was just opened sends keys elsewhere."""
+        self.js("document.querySelector('.dbk').focus({preventScroll: true})")
+
+    def type(self, keys: str) -> None:
+        """Keys that change only what is seen; the kernel is not asked."""
+        self.focus()
+        self.hands().send_keys(keys).perform()
+        time.sleep(0.5)
+
     def press(self, key: str, what: str) -> None:
+        self.focus()
         self.answered(self.hands().send_keys(key).perform, what)
 
     def button(self, label: str, what: str) -> None:
-        self.answered(lambda: self.js("[...document.querySelectorAll('.dbk-button')].find((b) => b.textContent === arguments[0]).click()", label), what)
+        press = "[...document.querySelectorAll('.dbk-button')].find((b) => b.textContent === arguments[0]).click()"
+        self.answered(lambda: self.js(press, label), what)
 
     def picture(self, path: Path) -> None:
         """The widget as PNG."""
@@ -270,14 +302,14 @@ def write_notebook(path: Path) -> None:
     nbformat.write(notebook, path)
 
 
-def take(folder: Path, dark: bool = False) -> None:
-    """The scenes of chapter 64, as PNG files in `folder`: a click, a correction, the brush, another image, a close view."""
+def take(folder: Path) -> None:
+    """The scenes of chapter 64, as PNG files in `folder`: a click, the brush, a close view in a dark theme, a narrow page."""
     from selenium.webdriver.common.keys import Keys
 
     with tempfile.TemporaryDirectory() as place:
         masks = make_boards(Path(place) / "boards")
         write_notebook(Path(place) / "annotate.ipynb")
-        with running_lab(Path(place), dark) as address:
+        with running_lab(Path(place)) as address:
             lab = Lab(address, "annotate.ipynb", masks[0].shape)
             try:
                 lab.open()
@@ -285,29 +317,33 @@ def take(folder: Path, dark: bool = False) -> None:
                 lab.click(x, y)
                 lab.picture(folder / "1-click.png")
                 lab.click(x + 30, y, positive=False)
-                lab.hands().send_keys("b").perform()
+                lab.type("b")
                 lab.drag([(x - 5, y - 3), (x, y - 5), (x + 4, y - 4)])
                 lab.picture(folder / "2-brush.png")
-                lab.hands().send_keys("q").perform()
+                lab.type("q")
                 lab.press(Keys.ENTER, "accept")
                 lab.press(Keys.ARROW_RIGHT, "go")
                 lab.press("2", "class")
-                lab.hands().send_keys("++++").perform()
-                time.sleep(0.6)
-                lab.hands().send_keys("f").perform()
+                lab.theme("JupyterLab Dark")
+                lab.zoom_to(*deepest(masks[1]))
                 lab.click(*deepest(masks[1]))
-                lab.picture(folder / "3-next.png")
+                lab.picture(folder / "3-dark.png")
+                lab.type("f")
+                lab.theme("JupyterLab Light")
+                lab.press(Keys.ARROW_LEFT, "go")
+                lab.resize(390)
+                lab.picture(folder / "4-narrow.png")
             finally:
                 lab.close()
 
 
 def main() -> None:
-    if len(sys.argv) not in (2, 3):
+    if len(sys.argv) != 2:
         sys.exit(__doc__)
     if lacking := missing():
         print(f"tools/annotator_pictures.py: no pictures, for want of {lacking}", file=sys.stderr)
         sys.exit(2)
-    take(Path(sys.argv[1]), dark="--dark" in sys.argv)
+    take(Path(sys.argv[1]))
 
 
 if __name__ == "__main__":

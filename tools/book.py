@@ -83,7 +83,8 @@ def surroundings() -> bytes:
     files = [path for path in sorted((ROOT / "defectbook").rglob("*")) if path.is_file() and path.suffix != ".pyc"]
     store = Path(os.environ["DEFECTBOOK_STORE"])
     names = "\n".join(sorted(str(path.relative_to(store)) for path in store.rglob("params.json"))) if store.is_dir() else ""
-    return digest(names.encode(), os.environ.get("DEFECTBOOK_DATA", "").encode(), *(path.read_bytes() for path in files)).encode()
+    said = (os.environ.get(name, "").encode() for name in ("DEFECTBOOK_DATA", "DEFECTBOOK_SCREENSHOTS"))
+    return digest(names.encode(), *said, *(path.read_bytes() for path in files)).encode()
 
 
 def unexecuted(chapter: str, reason: str) -> nbformat.NotebookNode:
@@ -117,6 +118,32 @@ def tidy(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
         else:
             shown.append(output)
     return shown
+
+
+ANNOTATOR = "64_annotator"  # the chapter that shows pictures of the widget
+
+
+def take_pictures(chapters: list[str]) -> None:
+    """Pictures of the annotator in a browser, for its chapter, where a browser is; kept until the widget or its chapter's tool changes."""
+    if os.environ.get("DEFECTBOOK_SCREENSHOTS") or not any(ANNOTATOR in chapter for chapter in chapters):
+        return
+    tool = ROOT / "tools" / "annotator_pictures.py"
+    sources = [tool, *(ROOT / "defectbook" / "assets").glob("annotator.*"), *sorted((ROOT / "defectbook" / "practice").glob("*.py"))]
+    pictures = BOOK / "pictures" / digest(*(path.read_bytes() for path in sources))
+    if not pictures.is_dir():
+        draft = pictures.with_name("draft")
+        shutil.rmtree(draft, ignore_errors=True)
+        print("taking pictures of the annotator in a browser; this can take a minute or two", flush=True)
+        try:
+            done = subprocess.run([sys.executable, tool, draft], capture_output=True, text=True, timeout=SECONDS_A_NOTEBOOK)
+            said = done.stderr.strip().splitlines() or ["tools/annotator_pictures.py said nothing"]
+        except subprocess.TimeoutExpired:
+            done, said = None, [f"it took more than {SECONDS_A_NOTEBOOK} s"]
+        if done is None or done.returncode:
+            print(f"the annotator's chapter goes without pictures: {said[-1][:200]}", flush=True)
+            return
+        draft.rename(pictures)
+    os.environ["DEFECTBOOK_SCREENSHOTS"] = str(pictures)
 
 
 def execute(chapter: str, around: bytes) -> float:
@@ -196,7 +223,9 @@ def main() -> None:
         parts = [(part, found) for part, chapters in parts if (found := [chapter for chapter in chapters if re.search(args.only, chapter)])]
         if not parts:
             sys.exit(f"tools/book.py: no chapter's path holds {args.only!r}; see _quarto.yml")
-    execute_all([landing, *(chapter for _, chapters in parts for chapter in chapters)], args.workers)
+    chosen = [landing, *(chapter for _, chapters in parts for chapter in chapters)]
+    take_pictures(chosen)
+    execute_all(chosen, args.workers)
     print(f"\nthe book: {build(landing, parts, not args.only)}")
 
 

@@ -70,8 +70,6 @@ class View {
     for (const [name, label, tip] of [["click", "Click", "point at the defect (Q)"], ["add", "Paint", "add with the brush (B)"],
                                       ["erase", "Erase", "remove with the brush (E)"]])
       this.tools[name] = this.button(tools, label, tip, () => this.choose(name));
-    this.brushSlider = this.slider(tools, "brush", 1, 99, this.brush, (value) => { this.brush = value; this.draw(); });
-    this.opacitySlider = this.slider(tools, "fill", 0, 100, 100 * this.opacity, (value) => { this.opacity = value / 100; this.draw(); });
     const acts = make("div", "dbk-group", bar);
     this.undo = this.button(acts, "Undo", "take the last step back (U)", () => this.ask("undo"));
     this.good = this.button(acts, "No defect", "this image is good (G)", () => this.ask("normal", { on: !this.state?.normal }));
@@ -90,6 +88,8 @@ class View {
     make("div", "dbk-head", side, "Masks");
     this.list = make("div", "dbk-list", side);
     this.total = make("div", "dbk-total", side);
+    this.brushSlider = this.slider(side, "Brush", "width of the brush in pixels ([ and ])", 1, 99, this.brush, (value) => { this.brush = value; this.draw(); });
+    this.opacitySlider = this.slider(side, "Fill", "how opaque masks are", 0, 100, 100 * this.opacity, (value) => { this.opacity = value / 100; this.draw(); });
     this.learns = this.check(side, "The model learns", "adapt the decoder to what you click and accept", true, (on) => this.ask("adapt", { on }));
     this.viewed = this.check(side, "It sees my view", "zoom in, and the model sees only that part, larger", true, (on) => {
       this.byView = on;
@@ -118,8 +118,10 @@ class View {
     return node;
   }
 
-  slider(parent, label, low, high, value, act) {
-    const box = make("label", "dbk-slider", parent, label);
+  slider(parent, label, tip, low, high, value, act) {
+    const box = make("label", "dbk-slider", parent);
+    make("span", "", box, label);
+    box.title = tip;
     const node = make("input", "", box);
     Object.assign(node, { type: "range", min: low, max: high, value });
     node.oninput = () => act(Number(node.value));

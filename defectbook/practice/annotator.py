@@ -198,7 +198,7 @@ class Annotator(anywidget.AnyWidget):
     def _do_accept(self, asked: Mapping[str, Any]) -> str:
         mark = self.session.page.open
         note = self.session.accept()
-        return f"{mark.cls} accepted after {len(mark.clicks)} clicks" + (f"; {note}" if note else "")
+        return f"{mark.cls} accepted after {len(mark.clicks)} click{'s' * (len(mark.clicks) != 1)}" + (f"; {note}" if note else "")
 
     def _do_class(self, asked: Mapping[str, Any]) -> None:
         self.session.choose(str(asked.get("name")))

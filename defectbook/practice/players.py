@@ -101,7 +101,7 @@ class Ahead:
         self._guard = threading.RLock()
 
     def start(self, key: Any, compute: Callable[[], Any]) -> Future:
-        """The future value of `key`; the work begins when the thread is free."""
+        """The future value of `key`; the work begins when the thread is free, and its errors come out of the future's result()."""
         with self._guard:
             known = self._known.get(key)
             if known is None or known.cancelled() or (known.done() and known.exception()):
@@ -110,10 +110,6 @@ class Ahead:
             while len(self._known) > self.keep:
                 self._known.popitem(last=False)[1].cancel()
         return known
-
-    def get(self, key: Any, compute: Callable[[], Any]) -> Any:
-        """The value, waited for; errors of `compute` come out here."""
-        return self.start(key, compute).result()
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
