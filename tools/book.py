@@ -167,6 +167,7 @@ def execute(chapter: str, around: bytes) -> float:
         kept.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, kept)
     shown = nbformat.read(kept, as_version=4)
+    shown.metadata.pop("widgets", None)  # a widget needs its kernel, and its state would make the page load scripts from the network
     for cell in shown.cells:
         if cell.cell_type == "code":
             cell.outputs = tidy(cell.outputs)
