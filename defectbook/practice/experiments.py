@@ -120,7 +120,7 @@ def run_experiment(name: str, parameters: Mapping[str, Any] | None = None, outpu
     core.make_folder(executed.parent)
     streams = {"stdout_file": sys.stdout, "stderr_file": sys.stderr} if live else {}
     try:
-        papermill.execute_notebook(str(notebook), str(executed), parameters=checked, kernel_name="python3", progress_bar=False,
+        papermill.execute_notebook(str(notebook), str(executed), parameters=checked, kernel_name="python3", language="python", progress_bar=False,
                                    extra_arguments=["--IPKernelApp.log_level=40"], **streams)
     except papermill.PapermillExecutionError as error:
         raise _as_raised(error, executed) from error

@@ -136,7 +136,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 
     try:
         if file.stat().st_size > LARGEST_FILE:
-            raise ParameterError(f"{file}: {file.stat().st_size} bytes is no grid, the limit is {LARGEST_FILE}; use vary and seeds in place of long lists")
+            raise ParameterError(f"{file}: {file.stat().st_size} bytes, the limit is {LARGEST_FILE}; use vary and seeds in place of long lists")
         content = yaml.load(file.read_bytes(), Loader=Strict)  # a subclass of SafeLoader
     except OSError as error:
         raise ParameterError(f"{file}: cannot be read ({error.strerror}); check the path") from error

@@ -192,7 +192,8 @@ def _check_identity(run: StoredRun) -> Iterator[str]:
     if made["schema"] != SCHEMA:
         yield f"{run.folder / 'provenance.json'}: schema {made['schema']!r} is not {SCHEMA}, which this version reads; use the version that wrote it"
     elif (run.folder.parent.name, run.id) != (params["experiment"], run_id(params["experiment"], params["identity"])):
-        yield f"{run.folder / 'params.json'}: its identity belongs to run {params['experiment']}/{run_id(params['experiment'], params['identity'])}; restore it"
+        named = f"{params['experiment']}/{run_id(params['experiment'], params['identity'])}"
+        yield f"{run.folder / 'params.json'}: its identity belongs to run {named}; restore it"
 
 
 def _check_tables(run: StoredRun) -> Iterator[str]:
@@ -227,7 +228,8 @@ def verify(store: RunStore, experiment: str = "*") -> list[str]:
         present = {path.name: StoredRun(path) for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")}
         for name, run in present.items():
             problems += verify_run(run, seals.get(name))
-        problems += [f"{folder / name}: was sealed and is gone; restore it, or remove its lines from {folder / SEALS}" for name in seals if name not in present]
+        problems += [f"{folder / name}: was sealed and is gone; restore it, or remove its lines from {folder / SEALS}"
+                     for name in seals if name not in present]
     return problems
 
 # %% ../../nbs/practice/62m_store_tools.ipynb #65afbfa3
