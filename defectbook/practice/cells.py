@@ -218,8 +218,8 @@ def cell_state(record: Mapping[str, Any] | None, store: Path) -> tuple[str, str]
 def failed_record(cell: Cell, folder: Path, lines: Sequence[str], seconds: float = 0.0) -> dict[str, Any]:
     """Write and return the record of a cell whose process could not do it itself."""
     log = (folder / "log.txt").read_text(errors="replace").splitlines() if (folder / "log.txt").is_file() else []
-    record = {"schema": RECORD, "key": cell.key, "label": cell.label, "experiment": cell.experiment, "parameters": dict(cell.given), "state": "failed",
-              "error": [*[line for line in log if line.strip()][-4:], *lines], "executed": str(newest_notebook(folder) or ""),
+    record = {"schema": RECORD, "key": cell.key, "label": cell.label, "experiment": cell.experiment, "parameters": dict(cell.given),
+              "state": "failed", "error": [*[line for line in log if line.strip()][-4:], *lines], "executed": str(newest_notebook(folder) or ""),
               "seconds": round(seconds, 2), "peak_memory_mb": None, "runs": {}}
     return save_record(folder, record)
 

@@ -280,8 +280,8 @@ def run_sweep(grid: Grid, folder: Path, processes: int | None = None, retry_fail
     folder: of records and executed notebooks, see `sweep_folder`; only one sweep at a time may use it. processes: see `divide`.
     retry_failed, refresh: also run failed cells; also compute stale and altered ones again. engine: "local" or "ray"; address: of a
     Ray cluster.
-    Raises `ParameterError` for what cannot be run, `StoreError` when the folder is taken or the store cannot be written. A failing cell
-    raises nothing: its row says so.
+    Raises `ParameterError` for what cannot be run, `StoreError` when the folder is taken or the store cannot be written. A failing
+    cell raises nothing: its row says so.
     """
     if engine not in ENGINES:
         raise ParameterError(unknown("engine", engine, ENGINES))
@@ -300,8 +300,10 @@ def run_sweep(grid: Grid, folder: Path, processes: int | None = None, retry_fail
             def say(text: str) -> None:
                 bar.set_postfix_str(text)
 
-            ended = _run_here(todo, share, say) if engine == "local" else _run_on_ray(todo, share, say, address, grid.gpus,
-                                                                                      (lock.path, lock.path.read_text()))
+            if engine == "local":
+                ended = _run_here(todo, share, say)
+            else:
+                ended = _run_on_ray(todo, share, say, address, grid.gpus, (lock.path, lock.path.read_text()))
             with contextlib.closing(ended):
                 bar = progress(ended, f"{grid.file.stem}, {share.processes} x {share.threads} threads", len(todo))
                 for job, record in bar:
@@ -328,5 +330,5 @@ def failures(table: pd.DataFrame, folder: Path) -> list[str]:
     lines = []
     for row in table[table.state == "failed"].itertuples():
         record = read_record(Path(folder) / "cells" / row.key) or {"label": row.key, "error": [], "executed": ""}
-        lines += [f"failed: {record['label']}", *(f"    {line}" for line in record["error"]), f"    {record['executed'] or 'no notebook was executed'}"]
+        lines += [f"failed: {record['label']}", *(f"    {line}" for line in [*record["error"], record["executed"] or "no notebook was executed"])]
     return lines
