@@ -1,6 +1,7 @@
 """The command line: what it prints where, its exit codes, and one line with a suggestion for every slip."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -91,8 +92,6 @@ def test_verify_and_gc(store, capsys) -> None:
     assert code == 1 and "altered since it was sealed" in out
     assert len(json.loads(said(capsys, "runs", "verify", "--json")[1])) == 1
     (store.path / "toy" / ".abc.xyz").mkdir()
-    import os
-
     os.utime(store.path / "toy" / ".abc.xyz", (0, 0))
     code, out, err = said(capsys, "runs", "gc")
     assert code == 0 and "toy/.abc.xyz  a draft" in out and "--apply" in err and (store.path / "toy" / ".abc.xyz").exists()

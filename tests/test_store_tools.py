@@ -1,5 +1,6 @@
 """After the store: every kind of damage is found and named, only rubbish goes, and tables say what the files say."""
 
+import io
 import json
 import multiprocessing
 import os
@@ -38,8 +39,8 @@ def store(tmp_path: Path) -> RunStore:
     filled = RunStore(tmp_path / "results")
     panel = Panel(np.full((8, 38, 3), 120, np.uint8), "s1", "NA", "false alarm", 0.2, 0.15)
     for seed, value in enumerate((0.25, 0.5, 0.75)):
-        filled.save("toy", {"detector": "toy 1", "seed": seed, "data": "abc"}, {"seed": seed}, toy_run(value), provenance("cpu", "smoke", {"fit": 1.0}),
-                    [panel], {"kinds": pd.DataFrame({"kind": ["NA"], "value": [value]})})
+        filled.save("toy", {"detector": "toy 1", "seed": seed, "data": "abc"}, {"seed": seed}, toy_run(value),
+                    provenance("cpu", "smoke", {"fit": 1.0}), [panel], {"kinds": pd.DataFrame({"kind": ["NA"], "value": [value]})})
     return filled
 
 
@@ -109,7 +110,7 @@ def test_a_sealed_run_that_is_gone_is_missed(store) -> None:
         verify(store)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10**6))
 def test_any_changed_byte_is_found_with_seals_and_nothing_escapes(store, seed) -> None:
     rng = random.Random(seed)
@@ -177,8 +178,8 @@ def test_the_tables_say_what_the_files_say(store) -> None:
     figures = tidy(store.runs())
     assert len(figures) == 3 and sorted(figures.value) == [0.25, 0.5, 0.75] and not figures.stale.any()
     (row,) = summary_table(figures).itertuples()
-    half = 4.302652729911275 * 0.25 / 3 ** 0.5  # Student's t, two degrees of freedom, 97.5 %
-    assert (row.mean, row.count, row.stale) == (0.5, 3, 0) and abs(row.high - 0.5 - half) < 1e-12 and abs(0.5 - row.low - half) < 1e-12
+    half = 4.30265273 * 0.25 / 3 ** 0.5  # Student's t, two degrees of freedom, 97.5 %
+    assert (row.mean, row.count, row.stale) == (0.5, 3, 0) and abs(row.high - 0.5 - half) < 1e-8 and abs(0.5 - row.low - half) < 1e-8
     alone = summary_table(figures.head(1)).iloc[0]
     assert np.isnan(alone.low) and np.isnan(alone.high)
     assert export_table(summary_table(figures.head(1)), "md").count("[") == 0
@@ -188,7 +189,7 @@ def test_the_tables_say_what_the_files_say(store) -> None:
 def test_export_escapes_and_refuses(store) -> None:
     table = summary_table(tidy(store.runs())).assign(method="a|b_c&d%")
     assert r"a\|b_c&d%" in export_table(table, "md") and r"a|b\_c\&d\%" in export_table(table, "tex")
-    assert pd.read_csv(__import__("io").StringIO(export_table(table, "csv"))).shape == table.shape
+    assert pd.read_csv(io.StringIO(export_table(table, "csv"))).shape == table.shape
     with pytest.raises(ParameterError, match="unknown format 'xls'"):
         export_table(table, "xls")
 
@@ -206,8 +207,8 @@ def _seal_and_save(root: Path, seed: int) -> None:
 
 
 def test_many_writers_and_sealers_leave_a_whole_store(tmp_path) -> None:
-    with multiprocessing.get_context("spawn").Pool(3) as pool:
-        pool.starmap(_seal_and_save, [(tmp_path, seed) for seed in range(8)])
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        pool.starmap(_seal_and_save, [(tmp_path, seed) for seed in range(6)])
     store = RunStore(tmp_path)
     seal(store)
     assert {run.id for run in store.runs()} == {run_id("toy", {"seed": seed}) for seed in range(4)} == set(read_seals(tmp_path / "toy"))

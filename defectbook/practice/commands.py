@@ -120,7 +120,8 @@ def add_sweep(commands: argparse._SubParsersAction) -> list[argparse.ArgumentPar
         description="Run the cells of a grid, each in its own process; finished cells are skipped, so starting again resumes.",
         epilog="examples:\n  defectbook sweep seeds.yaml --dry-run\n  defectbook sweep seeds.yaml --processes 2\n"
                "  defectbook sweep seeds.yaml --retry-failed\n  defectbook sweep seeds.yaml --engine ray --address auto\n\n"
-               "seeds.yaml:\n  grids:\n    - experiment: patchcore_elpv\n      fixed: {preset: small}\n      vary: {cell_type: [mono, poly]}\n      seeds: 3")
+               "seeds.yaml:\n  grids:\n    - experiment: patchcore_elpv\n      fixed: {preset: small}\n"
+               "      vary: {cell_type: [mono, poly]}\n      seeds: 3")
     sweep.add_argument("file", type=Path, metavar="FILE.yaml", help="the grid")
     sweep.add_argument("-n", "--dry-run", action="store_true", help="show each cell and its state, run nothing")
     sweep.add_argument("--retry-failed", action="store_true", help="also run cells that failed before")
@@ -246,15 +247,15 @@ def add_runs(commands: argparse._SubParsersAction) -> list[argparse.ArgumentPars
                                "  defectbook runs verify --seal\n  defectbook runs export --format tex --out table.tex")
     actions = runs.add_subparsers(title="actions", metavar="ACTION", required=True)
 
-    def action(name: str, function: Callable[[argparse.Namespace], Any], text: str, experiment: str = "", **options: Any) -> argparse.ArgumentParser:
+    def action(name: str, function: Callable[[argparse.Namespace], Any], text: str, of: str = "all", **options: Any) -> argparse.ArgumentParser:
         parser = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", **options)
-        if experiment:
-            parser.add_argument("experiment", nargs=experiment, help="its name" if experiment == "1" else "only this experiment")
+        if of == "one":
+            parser.add_argument("experiment", nargs="?", help="only this experiment")
         parser.add_argument("--store", default="", metavar="FOLDER", help="default: DEFECTBOOK_STORE, or the nearest data/results")
         parser.set_defaults(command=function)
         return add_output_options(parser)
 
-    listing = action("list", _list, "one line a run", "?")
+    listing = action("list", _list, "one line a run", "one")
     showing = action("show", _show, "all about one run", epilog="example: defectbook runs show patchcore_elpv/3f2a9c")
     showing.add_argument("run", help="its id, the beginning of one, or EXPERIMENT/ID")
     diff = action("diff", _diff, "what differs between two runs", epilog="example: defectbook runs diff 3f2a 9c51")
@@ -263,11 +264,11 @@ def add_runs(commands: argparse._SubParsersAction) -> list[argparse.ArgumentPars
     table = action("table", _table, "the figures of an experiment, with intervals over seeds", epilog="example: defectbook runs table pni_mvtec")
     table.add_argument("experiment", help="its name")
     table.add_argument("--metric", help="only this one")
-    check = action("verify", _verify, "look for files that are cut off, altered or misnamed", "?")
+    check = action("verify", _verify, "look for files that are cut off, altered or misnamed", "one")
     check.add_argument("--seal", action="store_true", help="record the hashes of runs that have none, if nothing is wrong")
     rubbish = action("gc", _gc, "show what is provably rubbish")
     rubbish.add_argument("--apply", action="store_true", help="remove it")
-    export = action("export", _export, "write figures with intervals, or all of them", "?",
+    export = action("export", _export, "write figures with intervals, or all of them", "one",
                     epilog="example: defectbook runs export pni_mvtec --format md")
     export.add_argument("--format", choices=["csv", "md", "tex", "tidy"], default="csv",
                         help="csv, md or tex: means and intervals; tidy: every figure as CSV")

@@ -203,10 +203,14 @@ def _check_tables(run: StoredRun) -> Iterator[str]:
         if not text.endswith(b"\n"):
             yield f"{path}: {'cut off in its last line' if text else 'missing or empty'}; restore it, or delete the run and run again"
             continue
-        columns = list(pd.read_csv(path, nrows=0).columns)
+        try:
+            columns = list(pd.read_csv(path, nrows=0).columns)
+        except ValueError as error:
+            yield f"{path}: is no table ({error}); restore it, or delete the run and run again"
+            continue
         if name in _COLUMNS and columns != _COLUMNS[name]:
             yield f"{path}: has columns {columns}, expected {_COLUMNS[name]}; restore it"
-    if not run.metrics.value.map(lambda value: isinstance(value, float)).all():
+    if not pd.api.types.is_numeric_dtype(run.metrics.value):
         yield f"{run.folder / 'metrics.csv'}: a value is no number; restore it"
 
 
