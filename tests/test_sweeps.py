@@ -46,7 +46,6 @@ if not target.exists():
         time.sleep(pause / 2)
         (draft / "provenance.json").write_text(json.dumps({"schema": 1, "modules": ["core"], "library": LIBRARY, "preset": "smoke",
                                                            "device": "cpu", "seconds": {"all": time.perf_counter() - started}}))
-(target / "params.json").read_text()
 '''
 HEAD = '''
 import json, os, time
@@ -363,6 +362,8 @@ def assert_nothing_lost(tmp_path: Path, calm: dict, seeds: int) -> None:
     rough = tmp_path / "rough"
     assert runs_in(rough / "results") == calm  # nothing lost, nothing twice, no draft left, seconds apart byte for byte
     assert plan(read_grid(rough / "tiny.yaml"), rough / "sweep").state.tolist() == ["done"] * seeds
+    table = plan(read_grid(rough / "tiny.yaml"), rough / "sweep")
+    assert table.why.tolist() == ["1 run"] * seeds  # also of cells whose run was stored before the kill and only met again
     assert find_rubbish(sweeps_store(rough), draft_age=0) == [] and processes_of(rough / "sweep") == []
 
 

@@ -77,8 +77,11 @@ def start_cell(cell: Cell, folder: Path, store: Path, threads: int = 1) -> subpr
     _, drafts = seen_runs(folder, store)
     for draft in drafts:
         _remove(draft)
-    _remove(folder / "seen.txt")
-    _remove(folder / "record.json")
+    if (record := folder / "record.json").is_file():
+        # A finished cell that runs again looks anew. One that was killed, or failed, may find what it stored without opening it again.
+        if json.loads(record.read_text())["state"] == "done":
+            _remove(folder / "seen.txt")
+        _remove(record)
     write_whole(folder / "witness.py", _WITNESS)
     job = {"experiment": cell.experiment, "parameters": dict(cell.given), "parent": os.getpid(), "key": cell.key, "label": cell.label,
            "store": str(store.absolute())}
@@ -212,7 +215,7 @@ def cell_state(record: Mapping[str, Any] | None, store: Path) -> tuple[str, str]
     if altered:
         return "altered", f"files of run {altered[0]} have changed"
     stale = [name for name, run in runs.items() if run.stale]
-    return ("stale", f"run {stale[0]} was made by an older library") if stale else ("done", f"{len(runs)} runs")
+    return ("stale", f"run {stale[0]} was made by an older library") if stale else ("done", f"{len(runs)} run{'s' if len(runs) != 1 else ''}")
 
 
 def failed_record(cell: Cell, folder: Path, lines: Sequence[str], seconds: float = 0.0) -> dict[str, Any]:
