@@ -91,11 +91,12 @@ def test_verify_and_gc(store, capsys) -> None:
     code, out, _ = said(capsys, "runs", "verify")
     assert code == 1 and "altered since it was sealed" in out
     assert len(json.loads(said(capsys, "runs", "verify", "--json")[1])) == 1
-    (store.path / "toy" / ".abc.xyz").mkdir()
-    os.utime(store.path / "toy" / ".abc.xyz", (0, 0))
+    draft = store.path / "toy" / ".0123456789ab.x1y2z3w4"
+    draft.mkdir()
+    os.utime(draft, (0, 0))
     code, out, err = said(capsys, "runs", "gc")
-    assert code == 0 and "toy/.abc.xyz  a draft" in out and "--apply" in err and (store.path / "toy" / ".abc.xyz").exists()
-    assert said(capsys, "runs", "gc", "--apply")[0] == 0 and not (store.path / "toy" / ".abc.xyz").exists()
+    assert code == 0 and "toy/.0123456789ab.x1y2z3w4  a draft" in out and "--apply" in err and draft.exists()
+    assert said(capsys, "runs", "gc", "--apply")[0] == 0 and not draft.exists()
     assert said(capsys, "runs", "gc")[1].startswith("0 things")
 
 

@@ -129,20 +129,24 @@ def test_any_changed_byte_is_found_with_seals_and_nothing_escapes(store, seed) -
 
 
 def test_only_rubbish_goes(store) -> None:
-    old, young = store.path / "toy" / ".abc.x1", store.path / "toy" / ".def.x2"
+    old, young = store.path / "toy" / ".0123456789ab.x1y2z3w4", store.path / "toy" / ".0123456789ab.x1y2z3w5"
     fit, fresh_fit = store.path / ".fits" / "aa", store.path / ".fits" / "bb"
     for path in (old, young, fit, fresh_fit):
         path.mkdir(parents=True)
         (path / "part").write_text("half")
     (store.path / "toy" / ".metrics.csv.99.1").write_text("half a file")
-    (store.path / ".fits" / ".gitignore").write_text("*\n")
     age(old, 2 * 86400), age(fit, 40 * 86400), age(store.path / "toy" / ".metrics.csv.99.1", 90000)
-    age(store.path / ".fits" / ".gitignore", 90 * 86400)
+    others = [store.path / ".bash_history.1", store.path / ".config.d" / "x", store.path / "toy" / ".notes.txt", store.path / ".fits" / ".gitignore"]
+    for path in others:  # a store may lie among other things
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("*\n")
+        age(path, 90 * 86400)
     rubbish = find_rubbish(store)
-    assert {item.path.name for item in rubbish} == {".abc.x1", ".metrics.csv.99.1", "aa"}
+    assert {item.path.name for item in rubbish} == {old.name, ".metrics.csv.99.1", "aa"}
     before = [run.id for run in store.runs()]
     assert collect(rubbish) == sum(item.size for item in rubbish) > 0
     assert find_rubbish(store) == [] and young.is_dir() and fresh_fit.is_dir() and [run.id for run in store.runs()] == before
+    assert all(path.is_file() for path in others)
 
 
 def test_a_stale_run_goes_only_with_a_successor(store) -> None:

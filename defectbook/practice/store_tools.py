@@ -259,12 +259,16 @@ def find_rubbish(store: RunStore, draft_age: float = DAY, fit_age: float = 30 * 
     return [Rubbish(path, reason, sum(file.lstat().st_size for file in [path, *path.rglob("*")] if file.is_file())) for path, reason in found]
 
 
+# The names that `whole_folder`, `write_whole` and removals give to what is unfinished, and no others: a store may lie among other things.
+_RANDOM = r"\.[a-z0-9_]{8}"
+_DRAFTS = {".*": rf"\.writable{_RANDOM}", "[!.]*/.*": rf"\.[0-9a-f]{{12}}{_RANDOM}|\.gone\.[0-9a-f]{{12}}.*|\.[^.].*\.\d+\.\d+",
+           ".fits/*/.*": rf"\.\w+{_RANDOM}|\.[^.].*\.\d+\.\d+"}
+
+
 def _drafts(root: Path) -> Iterator[Path]:
-    """The hidden leftovers of `whole_folder` and `write_whole`: .NAME.SUFFIX in the store, an experiment's folder, or a kept fit."""
-    for pattern in (".*.*", "*/.*.*", ".fits/*/.*.*"):
-        for path in sorted(root.glob(pattern)):
-            if path.name not in (".gitignore", ".seal.lock") and path.relative_to(root).parts[0] != ".git" and not path.is_symlink():
-                yield path
+    """The leftovers of killed writers in the store, in an experiment's folder, and in kept fits."""
+    for pattern, name in _DRAFTS.items():
+        yield from (path for path in sorted(root.glob(pattern)) if re.fullmatch(name, path.name) and not path.is_symlink())
 
 
 def _touched(path: Path) -> float:

@@ -194,8 +194,9 @@ def _run_on_ray(jobs: Sequence[_Job], share: Share, say: Callable[[str], None], 
             ray.init(address=address or "local", log_to_driver=False, logging_level="error", **resources)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             raise ParameterError(f"address={address!r}: no Ray cluster answers ({str(error)[:120]}); start one with `ray start --head`") from error
+    waiting: dict[Any, _Job] = {}
     try:
-        task = ray.remote(num_cpus=share.threads, num_gpus=gpus, max_retries=RETRIES)(_cell_on_node)
+        task = ray.remote(num_cpus=share.threads, num_gpus=gpus, memory=int(share.memory * 1e9), max_retries=RETRIES)(_cell_on_node)
         waiting = {task.remote(job.cell, job.folder, job.store, share.threads, token, job.cell.notebook.read_bytes()): job for job in jobs}
         while waiting:
             ready, _ = ray.wait(list(waiting), num_returns=1, timeout=1)
