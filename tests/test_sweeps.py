@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from defectbook.core import DefectbookError, ParameterError, StoreError
-from defectbook.practice import sweeps
+from defectbook.practice import cells, sweeps
 from defectbook.practice.cells import content_hash, error_lines, read_record, start_cell
 from defectbook.practice.folders import FolderLock
 from defectbook.practice.grids import MOST_CELLS, Cell, Grid, read_grid
@@ -273,6 +273,23 @@ def test_a_killed_kernel_is_a_failed_cell_and_the_others_go_on(tmp_path) -> None
     (tmp_path / "tiny.ipynb").write_text(json.dumps(notebook))
     table = run_sweep(read_grid(write_grid(tmp_path, seeds=[0, 1])), tmp_path / "sweep", processes=2)
     assert table.state.tolist() == ["done", "failed"] and "ended by SIGKILL" in table.why[1]
+
+
+def test_a_kernel_that_dies_before_its_first_word_is_started_again() -> None:
+    calls = []
+
+    def act(good: int, words: str = "Kernel died before replying to kernel_info") -> Path:
+        calls.append(good)
+        if len(calls) < good:
+            raise RuntimeError(words)
+        return Path("executed.ipynb")
+
+    assert cells._with_kernel(lambda: act(3)) == Path("executed.ipynb") and len(calls) == 3
+    for good, words, tries in ((9, "Kernel died before replying to kernel_info", 3), (9, "another error", 1)):
+        calls.clear()
+        with pytest.raises(RuntimeError, match=words):
+            cells._with_kernel(lambda good=good, words=words: act(good, words))
+        assert len(calls) == tries
 
 
 def test_two_sweeps_at_once(tmp_path) -> None:

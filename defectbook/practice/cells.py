@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ def work(folder: Path | str) -> int:
     _die_with(job["parent"])
     started, error, executed = time.perf_counter(), [], ""
     try:
-        executed = str(run_experiment(job["experiment"], job["parameters"], folder, live=False))
+        executed = str(_with_kernel(lambda: run_experiment(job["experiment"], job["parameters"], folder, live=False)))
     except DefectbookError as raised:
         found = newest_notebook(folder)
         executed = str(found or "")
@@ -125,6 +125,18 @@ def work(folder: Path | str) -> int:
               "peak_memory_mb": _children_peak(), "runs": {f"{run.parent.name}/{run.name}": content_hash(run) for run in runs}}
     save_record(folder, record)
     return 1 if error else 0
+
+
+def _with_kernel(act: Callable[[], Path], attempts: int = 3) -> Path:
+    """What `act` returns. A kernel that dies before its first word is started again: two that start at once may choose one port."""
+    for attempt in range(1, attempts + 1):
+        try:
+            return act()
+        except RuntimeError as error:
+            if "died before replying" not in str(error) or attempt == attempts:
+                raise
+            print(f"attempt {attempt}: {error}; starting another kernel", flush=True)
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _die_with(parent: int) -> None:
