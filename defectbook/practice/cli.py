@@ -15,6 +15,7 @@ from .. import __version__
 from ..core import DefectbookError, ParameterError
 from .commands import Parser, add_info, add_output_options, add_runs, add_sweep, show
 from .experiments import default_parameters, experiments, find_experiment, parse_value, run_experiment
+from .predict_command import add_predict
 
 # %% ../../nbs/practice/65_cli.ipynb #88b781f9
 def _assignments(experiment: str, pairs: Sequence[str]) -> dict:
@@ -99,8 +100,9 @@ _EPILOG = """examples:
   defectbook run patchcore_elpv -p cell_type=poly -p seed=1  one experiment
   defectbook sweep seeds.yaml --dry-run                      many
   defectbook runs table patchcore_elpv                       their figures
+  defectbook predict model line/ --out monday                a saved detector on new images
 
-exit codes: 0 done; 1 an experiment failed, or `runs verify` found damage; 2 the command, the data or a folder is at fault; 130 stopped"""
+exit codes: 0 done; 1 an experiment failed, `runs verify` found damage, or `predict` could not read an image; 2 the command, the data or a folder is at fault; 130 stopped"""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -120,7 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.set_defaults(command=_run)
 
     add_output_options(run)
-    below = [run, *add_sweep(commands), *add_runs(commands), *_add_data_commands(commands), *add_info(commands)]
+    below = [run, *add_sweep(commands), *add_runs(commands), *add_predict(commands), *_add_data_commands(commands), *add_info(commands)]
     for command in below:
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
