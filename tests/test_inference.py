@@ -124,8 +124,8 @@ def test_encoded_maps_say_their_scale_and_what_was_clipped(tmp_path) -> None:
     np.testing.assert_allclose(read_map(tmp_path / "m.png"), [[0, 1, 7, 7]], atol=1e-4)
     with Image.open(tmp_path / "m.png") as image:
         assert image.mode.startswith("I;16")
-    for content in (b"", b"no png", content[:40]):
-        (tmp_path / "m.png").write_bytes(content)
+    for damaged in (b"", b"no png", content[:40]):
+        (tmp_path / "m.png").write_bytes(damaged)
         with pytest.raises(DataError, match="m.png: is no stored anomaly map"):
             read_map(tmp_path / "m.png")
     np.save(tmp_path / "p.npy", np.array([{}], object), allow_pickle=True)
@@ -263,7 +263,7 @@ def test_strange_but_good_images(model, tmp_path) -> None:
     line = tmp_path / "line"
     line.mkdir()
     Image.fromarray(noise(1)[..., 0]).save(line / "grey.png")
-    Image.fromarray((noise(1)[..., 0].astype(np.uint16) * 257)).save(line / "sixteen.png")
+    Image.fromarray(noise(1)[..., 0].astype(np.uint16) * 257).save(line / "sixteen.png")
     Image.fromarray(noise(1)).convert("P").save(line / "palette.png")
     Image.fromarray(noise(1)).convert("RGBA").save(line / "alpha.png")
     Image.fromarray(noise(1)).convert("CMYK").save(line / "cmyk.jpg")
@@ -471,12 +471,16 @@ def test_the_command_from_nothing_to_a_table(fitted, line, tmp_path, capsys) -> 
     assert code == 1 and "broken.png" in out and "1 could not be read" in err
 
 
+GIVEN = ["MODEL", "LINE", "--out", "o"]
+
+
 @pytest.mark.parametrize(("words", "message"), [
-    (["none", "x.png", "--out", "o"], "x.png: no such image"), (["MODEL", "LINE"], "required: --out"), (["MODEL", "LINE", "--out", "o", "--tile", "2"], "tile=2"),
-    (["MODEL", "LINE", "--out", "o", "--overlap", "4"], "--overlap without --tile"), (["MODEL", "LINE", "--out", "o", "--rule", "normal"], "normal_quantile"),
-    (["MODEL", "LINE", "--out", "o", "--rule", "synthetic"], "--normal FOLDER"), (["MODEL", "LINE", "--out", "o", "--quantile", "1"], "belong to --rule"),
-    (["MODEL", "LINE", "--out", "o", "--maps", "jpg"], "unknown format of maps 'jpg'"), (["MODEL", "LINE", "--out", "o", "--devise", "cpu"], "did you mean --device?"),
-    (["LINE", "LINE", "--out", "o"], "config.json"), (["MODEL", "LINE", "--out", "o", "--device", "tpu9"], "device 'tpu9'"),
+    (["none", "x.png", "--out", "o"], "x.png: no such image"), (["MODEL", "LINE"], "required: --out"),
+    (["LINE", "LINE", "--out", "o"], "config.json"),
+    ([*GIVEN, "--tile", "2"], "tile=2"), ([*GIVEN, "--overlap", "4"], "--overlap without --tile"), ([*GIVEN, "--rule", "normal"], "normal_quantile"),
+    ([*GIVEN, "--rule", "synthetic"], "--normal FOLDER"), ([*GIVEN, "--quantile", "1"], "belong to --rule"),
+    ([*GIVEN, "--maps", "jpg"], "unknown format of maps 'jpg'"), ([*GIVEN, "--devise", "cpu"], "did you mean --device?"),
+    ([*GIVEN, "--device", "tpu9"], "device 'tpu9'"),
 ])
 def test_slips_of_the_command(model, line, tmp_path, capsys, monkeypatch, words, message) -> None:
     monkeypatch.chdir(tmp_path)

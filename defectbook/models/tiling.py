@@ -32,12 +32,13 @@ class Tiling:
 
     def __post_init__(self):
         values = (self.tile, self.overlap, self.margin)
-        whole = all(isinstance(value, int) and not isinstance(value, bool) for value in values)
+        whole = all(type(value) is int for value in values)
         if not whole or self.tile < 8 or not 0 <= self.overlap < self.tile or self.margin < 0:
-            raise ParameterError(f"tile={self.tile}, overlap={self.overlap}, margin={self.margin}: give whole numbers of px, a tile of at least 8, an "
-                                 "overlap of 0 or more that is smaller than the tile, and a margin of 0 or more")
+            raise ParameterError(f"tile={self.tile}, overlap={self.overlap}, margin={self.margin}: give whole numbers of px, a tile of at least 8, "
+                                 "an overlap of 0 or more that is smaller than the tile, and a margin of 0 or more")
         if self.overlap <= 2 * self.margin and (self.overlap or self.margin):
-            raise ParameterError(f"overlap={self.overlap} px has no room for a margin of {self.margin} px on both sides; give more than {2 * self.margin}")
+            raise ParameterError(f"overlap={self.overlap} px has no room for a margin of {self.margin} px on both sides; "
+                                 f"give more than {2 * self.margin}")
 
     def starts(self, length: int) -> np.ndarray:
         """Where the tiles begin along an axis of `length` px, int (k,): as few as the overlap allows, evenly spread."""

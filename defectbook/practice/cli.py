@@ -102,7 +102,8 @@ _EPILOG = """examples:
   defectbook runs table patchcore_elpv                       their figures
   defectbook predict model line/ --out monday                a saved detector on new images
 
-exit codes: 0 done; 1 an experiment failed, `runs verify` found damage, or `predict` could not read an image; 2 the command, the data or a folder is at fault; 130 stopped"""
+exit codes: 0 done; 1 an experiment failed, `runs verify` found damage, or `predict` could not read an image;
+            2 the command, the data or a folder is at fault; 130 stopped"""
 
 
 def build_parser() -> argparse.ArgumentParser:

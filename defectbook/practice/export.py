@@ -103,35 +103,40 @@ def export_checked(graph: nn.Module, answer: Callable[[np.ndarray], np.ndarray],
             seconds = {"torch": min(seconds["torch"], between - started), "onnx": min(seconds["onnx"], time.perf_counter() - between)}
             if found.shape != expected.shape:
                 raise ValueError(f"it gives {found.shape}, and the library {expected.shape}")
+            if not np.isfinite(found).all():
+                raise ValueError("it gives values that are not finite")
             difference, largest = max(difference, float(np.abs(found - expected).max())), max(largest, float(np.abs(expected).max()))
     except Exception as error:  # the exporter and onnxruntime raise their own types
         raise WeightsError(f"{path}: cannot be exported ({type(error).__name__}: {str(error)[:200]}); nothing was written") from error
     relative = difference / largest if largest else difference
-    if not relative <= tolerance:  # NaN fails too
-        raise WeightsError(f"{path}: the exported graph differs by {relative:.1e} of the largest value, more than {tolerance:.0e}; nothing was written")
+    if relative > tolerance:
+        raise WeightsError(f"{path}: the exported graph differs by {relative:.1e} of the largest value, more than {tolerance:.0e}; "
+                           "nothing was written")
     write_whole(path, model.SerializeToString())
     return Parity(path, relative, tolerance, seconds["torch"], seconds["onnx"])
 
 # %% ../../nbs/practice/63g_export.ipynb #c29291b7
 class FeatureGraph(nn.Module):
-    """uint8 (1, S, S, 3) to patch embeddings float32 (1, h, w, C). options: of `embed_patches`."""
+    """uint8 (1, S, S, 3) to patch embeddings float32 (1, h, w, C), for S = `image_size`. options: of `embed_patches`."""
 
-    def __init__(self, backbone: Backbone, **options: Any):
+    def __init__(self, backbone: Backbone, image_size: int, **options: Any):
         super().__init__()
         self.backbone, self.options = copy.deepcopy(backbone).to("cpu"), options
+        self.backbone.device = "cpu"
+        # The tracer loses sight of sizes in padded convolutions, and some poolings can be written for a known size only.
+        self.shapes = [tuple(grid.shape) for grid in self.backbone(np.zeros((1, image_size, image_size, 3), np.uint8))]
 
     def forward(self, images: Tensor) -> Tensor:
         body = self.backbone
         x = (images.permute(0, 3, 1, 2).float() - body.mean) / body.std
         grids = body.model.forward_intermediates(x, indices=list(body.layers), stop_early=True, intermediates_only=True)
-        return embed_patches(grids, **self.options)
+        return embed_patches([grid.reshape(shape) for grid, shape in zip(grids, self.shapes, strict=True)], **self.options)
 
 
 def export_features(backbone: Backbone, path: Path | str, image_size: int = 256, tolerance: float = TOLERANCE, **options: Any) -> Parity:
     """Write `backbone` with `embed_patches` (its options: pool, grid, pooling, dimensions) as ONNX. Raises as `export_checked`."""
-    graph = FeatureGraph(backbone, **options)
+    graph = FeatureGraph(backbone, image_size, **options)
     own = graph.backbone
-    own.device = "cpu"
     about = {"what": "patch embeddings", "features": backbone.fingerprint, "image_size": image_size, **options}
     return export_checked(graph, lambda image: embed_patches(own(image[None]), **options).numpy(), path, image_size, "embeddings", about, tolerance)
 

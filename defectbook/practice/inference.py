@@ -218,7 +218,8 @@ class _Journal:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise StoreError(f"{self.path}: cannot be written ({error.strerror}); free some space and start again, finished images are kept") from error
+            raise StoreError(f"{self.path}: cannot be written ({error.strerror}); free some space and start again, "
+                             "finished images are kept") from error
         self.rows[row["file"]] = row
 
 # %% ../../nbs/practice/63f_inference.ipynb #0d2b4952

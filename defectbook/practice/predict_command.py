@@ -83,7 +83,8 @@ def add_predict(commands: argparse._SubParsersAction) -> list[argparse.ArgumentP
     predict.add_argument("--mask-threshold", type=float, metavar="X", help="map values from here on are in the mask (default: threshold.json's)")
     predict.add_argument("--rule", metavar="RULE", help="first set the threshold by normal_quantile or synthetic, and keep it beside the model")
     predict.add_argument("--normal", type=Path, metavar="FOLDER", help="with --rule: normal images that the model was not fitted on")
-    predict.add_argument("--quantile", type=float, metavar="Q", help="with --rule normal_quantile: the share of normal images that pass (default: 0.95)")
+    predict.add_argument("--quantile", type=float, metavar="Q",
+                         help="with --rule normal_quantile: the share of normal images that pass (default: 0.95)")
     predict.add_argument("--seed", type=int, default=0, help="with --rule synthetic: of the painted defects (default: 0)")
     predict.add_argument("--new-threshold", action="store_true", help="with --rule: replace the threshold that is there")
     predict.add_argument("--tile", type=int, metavar="PX", help="cut images into squares of this side (default: as the threshold was set)")

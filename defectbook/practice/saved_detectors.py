@@ -10,7 +10,7 @@ __all__ = ['CLASSES', 'LOADERS', 'LARGEST_JSON', 'SCHEMA', 'RULES', 'OPTIONS', '
 # %% ../../nbs/practice/63e_saved_detectors.ipynb #faf14bd7
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from defectbook.core import (
     ParameterError,
     Prediction,
     Sample,
-    StoreError,
     WeightsError,
     normal_range,
     sha256_file,
@@ -108,7 +107,7 @@ def load_detector(folder: Path | str, device: str = "auto", weights: Path | str 
     """
     folder = Path(folder)
     method = read_json(folder / "config.json", "saved detector's config.json").get("method")
-    if method not in LOADERS:
+    if not isinstance(method, str) or method not in LOADERS:
         raise ParameterError(f"{folder}: {unknown('method', method, LOADERS)}")
     try:
         return LOADERS[method](folder, device, {} if weights is None else {"weights": weights})
