@@ -134,7 +134,12 @@ class FeatureGraph(nn.Module):
 
 
 def export_features(backbone: Backbone, path: Path | str, image_size: int = 256, tolerance: float = TOLERANCE, **options: Any) -> Parity:
-    """Write `backbone` with `embed_patches` (its options: pool, grid, pooling, dimensions) as ONNX. Raises as `export_checked`."""
+    """Write `backbone` with `embed_patches` (its options: pool, grid) as ONNX.
+
+    Raises as `export_checked`, and `ParameterError` for pooling="flattened", whose uneven averages no ONNX operator has.
+    """
+    if options.get("pooling", "channel") != "channel":
+        raise ParameterError(f"pooling={options['pooling']!r} cannot be written as ONNX; export a detector with pooling='channel'")
     graph = FeatureGraph(backbone, image_size, **options)
     own = graph.backbone
     about = {"what": "patch embeddings", "features": backbone.fingerprint, "image_size": image_size, **options}
