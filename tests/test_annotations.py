@@ -20,7 +20,6 @@ from defectbook.data.datasets import read_folder
 from defectbook.practice.annotations import (
     Annotated,
     EventLog,
-    FolderLock,
     Ledger,
     MaskFiles,
     check_classes,
@@ -32,6 +31,7 @@ from defectbook.practice.annotations import (
     export_mvtec,
     file_name,
 )
+from defectbook.practice.folders import FolderLock
 
 MASKS = arrays(bool, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=24))
 
@@ -117,7 +117,8 @@ def test_a_removed_log_is_noticed(tmp_path: Path) -> None:
 def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
     try:
-        for opener in (lambda: FolderLock(tmp_path), lambda: EventLog(tmp_path / "log.jsonl"), lambda: FolderLock(tmp_path / "new")):
+        for opener in (lambda: FolderLock(tmp_path, "annotator"), lambda: EventLog(tmp_path / "log.jsonl"),
+                       lambda: FolderLock(tmp_path / "new", "annotator")):
             with pytest.raises(StoreError, match="Permission denied.*choose another output folder"):
                 opener()
     finally:
@@ -126,7 +127,7 @@ def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system that nobody may write to")
 def test_a_read_only_file_system_is_refused() -> None:
-    for opener in (lambda: FolderLock("/proc"), lambda: FolderLock("/proc/new"), lambda: EventLog("/proc/log.jsonl")):
+    for opener in (lambda: FolderLock("/proc", "annotator"), lambda: FolderLock("/proc/new", "annotator"), lambda: EventLog("/proc/log.jsonl")):
         with pytest.raises(StoreError, match="choose another output folder"):
             opener()
 
@@ -134,14 +135,14 @@ def test_a_read_only_file_system_is_refused() -> None:
 def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     with pytest.raises(StoreError, match="out"):
-        FolderLock(tmp_path / "out")
+        FolderLock(tmp_path / "out", "annotator")
 
 
 # -- the lock --------------------------------------------------------------------------------------------------------------------
 HOLDER = """
 import sys, time
-from defectbook.practice.annotations import FolderLock
-lock = FolderLock(sys.argv[1])
+from defectbook.practice.folders import FolderLock
+lock = FolderLock(sys.argv[1], "annotator")
 print("held", flush=True)
 time.sleep(600)
 """
@@ -152,31 +153,31 @@ def test_a_second_annotator_is_refused_and_a_dead_one_gives_way(tmp_path: Path) 
     try:
         assert holder.stdout.readline() == b"held\n"
         with pytest.raises(StoreError, match=rf"is open in another annotator \(process {holder.pid} on .+, since") as caught:
-            FolderLock(tmp_path)
+            FolderLock(tmp_path, "annotator")
         assert "\n" not in str(caught.value)
         holder.send_signal(signal.SIGKILL)
         holder.wait()
-        lock = FolderLock(tmp_path)
+        lock = FolderLock(tmp_path, "annotator")
         assert lock.stale["pid"] == holder.pid
         lock.release()
-        assert FolderLock(tmp_path).stale == {}
+        assert FolderLock(tmp_path, "annotator").stale == {}
     finally:
         holder.kill()
         holder.wait()
 
 
 def test_the_same_process_is_refused_too(tmp_path: Path) -> None:
-    lock = FolderLock(tmp_path)
+    lock = FolderLock(tmp_path, "annotator")
     with pytest.raises(StoreError, match=f"process {os.getpid()} on"):
-        FolderLock(tmp_path)
+        FolderLock(tmp_path, "annotator")
     lock.release()
     lock.release()  # twice does no harm
-    FolderLock(tmp_path).release()
+    FolderLock(tmp_path, "annotator").release()
 
 
 def test_rubbish_in_the_lock_file_does_no_harm(tmp_path: Path) -> None:
     (tmp_path / "annotator.lock").write_text("[]")
-    lock = FolderLock(tmp_path)
+    lock = FolderLock(tmp_path, "annotator")
     assert lock.stale == {} and json.loads((tmp_path / "annotator.lock").read_text())["pid"] == os.getpid()
     lock.release()
 
@@ -311,7 +312,7 @@ def test_what_was_reported_survives_a_kill(tmp_path: Path) -> None:
 
 
 def test_messages_are_one_line(tmp_path: Path) -> None:
-    for act in (lambda: check_classes(["a/b"]), lambda: FolderLock(__file__), lambda: EventLog(tmp_path / "a\0b")):
+    for act in (lambda: check_classes(["a/b"]), lambda: FolderLock(__file__, "annotator"), lambda: EventLog(tmp_path / "a\0b")):
         with pytest.raises(DefectbookError) as caught:
             act()
         assert "\n" not in str(caught.value)

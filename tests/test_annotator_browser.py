@@ -190,7 +190,7 @@ def test_a_narrow_page_loses_nothing(lab) -> None:
 
 def test_two_kernels_on_one_folder(lab) -> None:
     from defectbook.core import StoreError
-    from defectbook.practice.annotations import FolderLock
+    from defectbook.practice.folders import FolderLock
 
     with pytest.raises(StoreError, match="is open in another annotator"):
-        FolderLock(lab.folder / "annotations")
+        FolderLock(lab.folder / "annotations", "annotator")

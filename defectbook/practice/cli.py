@@ -9,6 +9,7 @@ __all__ = ['write_annotator_notebook', 'build_parser', 'main']
 import argparse
 import contextlib
 import importlib.util
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,9 @@ from pathlib import Path
 
 from .. import __version__
 from ..core import DefectbookError, ParameterError, write_whole
+from .commands import Parser, add_info, add_output_options, add_runs, add_sweep, show
 from .experiments import default_parameters, experiments, find_experiment, parse_value, run_experiment
+from .predict_command import add_predict
 
 # %% ../../nbs/practice/65_cli.ipynb #88b781f9
 def _assignments(experiment: str, pairs: Sequence[str]) -> dict:
@@ -33,36 +36,29 @@ def _assignments(experiment: str, pairs: Sequence[str]) -> dict:
 
 def _run(args: argparse.Namespace) -> None:
     if args.list or not args.experiment:
-        for name, path in experiments().items():
-            print(path if args.paths else name)
-            if not args.paths:
-                for parameter, (default, comment) in default_parameters(path).items():
-                    print(f"    {parameter}={default!r}  {comment}")
+        _list_experiments(args)
         return
-    executed = run_experiment(args.experiment, _assignments(args.experiment, args.parameter), args.output)
-    print(f"executed notebook: {executed}")
+    executed = run_experiment(args.experiment, _assignments(args.experiment, args.parameter), args.output, live=not args.quiet)
+    show(args, {"executed": str(executed)}, lambda: f"executed notebook: {executed}")
 
 
-def _figures(metrics) -> str:
-    """The figures of a run on one line: the means by method, category and metric, and how many each was taken over."""
-    groups = metrics.groupby(["method", "category", "metric"], sort=False).value
-    return ", ".join(f"{method} {category} {metric} {values.mean():.4f}" + (f" (mean of {len(values)})" if len(values) > 1 else "")
-                     for (method, category, metric), values in groups)
-
-
-def _runs(args: argparse.Namespace) -> None:
-    from defectbook.practice.runs import RunStore  # torch is imported only where it is needed
-
-    store = RunStore(args.store)
-    runs = store.runs(args.experiment or "*")
-    print(f"{len(runs)} runs in {store.path}")
-    for run in runs:
-        print(f"{run.folder.parent.name}/{run.id}  {_figures(run.metrics)}  [{run.provenance['preset']}{', stale' if run.stale else ''}]")
+def _list_experiments(args: argparse.Namespace) -> None:
+    known = {name: (path, default_parameters(path)) for name, path in experiments().items()}
+    value = [{"experiment": name, "path": str(path), "parameters": {key: default for key, (default, _) in parameters.items()}}
+             for name, (path, parameters) in known.items()]
+    lines = []
+    for name, (path, parameters) in known.items():
+        lines.append(str(path) if args.paths else name)
+        lines += [] if args.paths else [f"    {key}={default!r}  {comment}" for key, (default, comment) in parameters.items()]
+    show(args, value, lambda: "\n".join(lines))
 
 # %% ../../nbs/practice/65_cli.ipynb #a5e37757
 def _data_list(args: argparse.Namespace) -> None:
     from defectbook.data.fetching import list_data
 
+    if args.json:
+        show(args, list_data().reset_index(), str)
+        return
     for name, row in list_data().iterrows():
         print(f"{name:22} {row['size']:>9}  {row['licence']}\n{'':22} {row['title']}\n{'':22} "
               + (f"found at {row['found']}" if row["found"] else f"not here; {row['get']}: {row['page'] or 'give its folder as root'}"))
@@ -121,7 +117,7 @@ def _annotate(args: argparse.Namespace) -> None:
     if server.returncode:
         raise ParameterError(f"JupyterLab ended with status {server.returncode}; its own lines above say why")
 
-# %% ../../nbs/practice/65_cli.ipynb #87137e94
+# %% ../../nbs/practice/65_cli.ipynb #1ddf85af
 def _add_data_commands(commands: argparse._SubParsersAction) -> list[argparse.ArgumentParser]:
     """`defectbook data list | fetch | check`; returns their parsers."""
     data = commands.add_parser("data", help="list, fetch or check data sets", description="The data sets that defectbook can read.")
@@ -138,13 +134,39 @@ def _add_data_commands(commands: argparse._SubParsersAction) -> list[argparse.Ar
     check.add_argument("--root", metavar="FOLDER", help="where it lies (default: the search order)")
     check.add_argument("--deep", action="store_true", help="decode every image")
     check.set_defaults(command=_data_check)
-    return [listing, fetch, check]
+    return [add_output_options(parser) for parser in (listing, fetch, check)]
+
+
+def _add_annotate(commands: argparse._SubParsersAction) -> list[argparse.ArgumentParser]:
+    """`defectbook annotate FOLDER`; returns its parser in a list."""
+    annotate = commands.add_parser("annotate", help="draw masks of defects in JupyterLab", description="Write a notebook with the annotator, and "
+                                   "start JupyterLab on it.", epilog="example: defectbook annotate photos --classes hole,scratch --out photos_masks")
+    annotate.add_argument("folder", metavar="FOLDER", help="of images, with all folders in it")
+    annotate.add_argument("--classes", default="defect", metavar="A,B", help="names of the kinds of defects (default: defect)")
+    annotate.add_argument("--out", default="annotations", metavar="DIR", help="where clicks, masks and exports go (default: annotations)")
+    annotate.add_argument("--model", default="sam_lite", help="a name that load_sam knows (default: sam_lite)")
+    annotate.add_argument("--no-browser", action="store_true", help="only say at which address JupyterLab is")
+    annotate.add_argument("--lab", action="append", default=[], metavar="OPTION", help="an option for JupyterLab, as --lab=--port=9000 (repeatable)")
+    annotate.set_defaults(command=_annotate)
+    return [annotate]
+
+
+_EPILOG = """examples:
+  defectbook info                                            what is here, and how to get what is not
+  defectbook run patchcore_elpv -p cell_type=poly -p seed=1  one experiment
+  defectbook sweep seeds.yaml --dry-run                      many
+  defectbook runs table patchcore_elpv                       their figures
+  defectbook predict model line/ --out monday                a saved detector on new images
+  defectbook annotate photos --classes hole,scratch          masks drawn by clicks
+
+exit codes: 0 done; 1 an experiment failed, `runs verify` found damage, or `predict` could not read an image;
+            2 the command, the data or a folder is at fault; 130 stopped"""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the `defectbook` command."""
-    parser = argparse.ArgumentParser("defectbook", description="Five papers on finding defects: run their experiments, read their results, annotate.",
-                                     epilog="example: defectbook run patchcore_elpv -p cell_type=poly -p seed=1")
+    parser = Parser("defectbook", description="Five papers on finding defects: run their experiments, read their results, annotate.",
+                    formatter_class=argparse.RawDescriptionHelpFormatter, epilog=_EPILOG)
     parser.add_argument("--version", action="version", version=f"defectbook {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -157,22 +179,10 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--paths", action="store_true", help="with --list: print the notebooks' paths")
     run.set_defaults(command=_run)
 
-    runs = commands.add_parser("runs", help="list stored runs", description="List the runs of a store.")
-    runs.add_argument("experiment", nargs="?", help="only this experiment")
-    runs.add_argument("--store", default="", metavar="FOLDER", help="default: DEFECTBOOK_STORE, or the nearest data/results")
-    runs.set_defaults(command=_runs)
-
-    annotate = commands.add_parser("annotate", help="draw masks of defects in JupyterLab", description="Write a notebook with the annotator, and "
-                                   "start JupyterLab on it.", epilog="example: defectbook annotate photos --classes hole,scratch --out photos_masks")
-    annotate.add_argument("folder", metavar="FOLDER", help="of images, with all folders in it")
-    annotate.add_argument("--classes", default="defect", metavar="A,B", help="names of the kinds of defects (default: defect)")
-    annotate.add_argument("--out", default="annotations", metavar="DIR", help="where clicks, masks and exports go (default: annotations)")
-    annotate.add_argument("--model", default="sam_lite", help="a name that load_sam knows (default: sam_lite)")
-    annotate.add_argument("--no-browser", action="store_true", help="only say at which address JupyterLab is")
-    annotate.add_argument("--lab", action="append", default=[], metavar="OPTION", help="an option for JupyterLab, as --lab=--port=9000 (repeatable)")
-    annotate.set_defaults(command=_annotate)
-
-    for command in (run, runs, annotate, *_add_data_commands(commands)):
+    add_output_options(run)
+    below = [run, *add_sweep(commands), *add_runs(commands), *add_predict(commands), *_add_annotate(commands), *_add_data_commands(commands),
+             *add_info(commands)]
+    for command in below:
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -182,8 +192,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from defectbook.practice.experiments import ExperimentError
 
     args = build_parser().parse_args(arguments)
+    if getattr(args, "quiet", False):
+        os.environ["DEFECTBOOK_PROGRESS"] = "0"
     try:
-        args.command(args)
+        return args.command(args) or 0
     except DefectbookError as error:
         if args.debug:
             raise
@@ -192,4 +204,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("defectbook: stopped; finished runs are kept", file=sys.stderr)
         return 130
-    return 0
+    except BrokenPipeError:  # defectbook runs | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0

@@ -31,7 +31,14 @@ def experiments() -> dict[str, Path]:
 
 
 def find_experiment(name: str) -> Path:
-    """The notebook of an experiment. Raises `ParameterError` with the valid names and the nearest one."""
+    """The notebook of an experiment, by its name, or by its path if that ends in .ipynb.
+
+    Raises `ParameterError` with the valid names and the nearest one.
+    """
+    if str(name).endswith(".ipynb"):
+        if not Path(name).is_file():
+            raise ParameterError(f"{name}: no such notebook; give the path of one, or a name that `defectbook run --list` shows")
+        return Path(name)
     known = experiments()
     if name not in known:
         raise ParameterError(unknown("experiment", name, known))
@@ -109,11 +116,11 @@ def run_experiment(name: str, parameters: Mapping[str, Any] | None = None, outpu
         raise ParameterError("running experiments needs papermill; pip install 'defectbook[run]'") from error
     notebook = find_experiment(name)
     checked = check_parameters(notebook, parameters or {})
-    executed = Path(output) / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{time.perf_counter_ns() % 10**6:06}.ipynb"
+    executed = Path(output) / f"{notebook.stem}-{time.strftime('%Y%m%d-%H%M%S')}-{time.perf_counter_ns() % 10**6:06}.ipynb"
     core.make_folder(executed.parent)
     streams = {"stdout_file": sys.stdout, "stderr_file": sys.stderr} if live else {}
     try:
-        papermill.execute_notebook(str(notebook), str(executed), parameters=checked, kernel_name="python3", progress_bar=False,
+        papermill.execute_notebook(str(notebook), str(executed), parameters=checked, kernel_name="python3", language="python", progress_bar=False,
                                    extra_arguments=["--IPKernelApp.log_level=40"], **streams)
     except papermill.PapermillExecutionError as error:
         raise _as_raised(error, executed) from error

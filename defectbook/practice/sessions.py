@@ -22,7 +22,6 @@ from ..core import DataError, DefectbookError, ParameterError, StoreError, unkno
 from defectbook.practice.annotations import (
     Annotated,
     EventLog,
-    FolderLock,
     Ledger,
     Mark,
     MaskFiles,
@@ -32,6 +31,7 @@ from defectbook.practice.annotations import (
     export_mvtec,
     list_images,
 )
+from .folders import FolderLock
 from .players import Ahead, AnnotatorModel, Picture, Player, check_stroke, frame_of, paint, read_picture
 
 # %% ../../nbs/practice/63d_sessions.ipynb #07c19f47
@@ -59,7 +59,7 @@ class Session:
         self.samples = list_images(images, without=out)
         self.cls, self.notes, self.closed = self.classes[0], [], False
         with contextlib.ExitStack() as undo:
-            self._lock = FolderLock(out)
+            self._lock = FolderLock(out, "annotator")
             undo.callback(self._lock.release)
             self._log = EventLog(self.out / "log.jsonl")
             undo.callback(self._log.close)
