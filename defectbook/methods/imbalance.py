@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from ..core import DataError, ParameterError, generator, resolve_device, unknown
 from ..data.pasting import Paster, cut_defects
-from ..data.regions import Regions, frequency_weights, one_against_rest
+from ..data.regions import Regions, frequency_weights
 from ..data.sampling import (Candidates, PatchStream, choose_binary_balanced, choose_equal_pixels, choose_equal_samples,
                                       choose_oversampled, choose_uniform, cut_patches)
 from ..models.foil_unet import build_foil_unet
-from ..models.iterations import Batch, State, Trained, as_inputs, train_iterations
+from ..models.iterations import Batch, Trained, as_inputs, train_iterations
 from ..models.losses import Loss, cross_entropy, make_loss
 
 # %% ../../nbs/methods/50_imbalance.ipynb #011be741
@@ -288,7 +288,7 @@ class ImbalancedSegmenter:
         return combine_binary([pair[1] for pair in found]) if self.recipe.binary else found[0]
 
     def claims(self, scores: np.ndarray) -> np.ndarray:
-        """Which defect claims which pixel, bool (C - 1, H, W): binary networks answer each for itself, so that claims may overlap (FOIL, Fig. 3.11)."""
+        """Which defect claims which pixel, bool (C - 1, H, W); binary networks answer each for itself: claims may overlap (FOIL, Fig. 3.11)."""
         if self.recipe.binary:
             return scores[1:] > 0.5
         return scores.argmax(0) == np.arange(1, len(scores))[:, None, None]

@@ -12,7 +12,8 @@ __all__ = ['SIZES', 'FOIL_SEED', 'REFERENCES', 'TAUS', 'RATES', 'NAMES', 'COLOUR
 # %% ../../nbs/practice/62p_foil_rows.ipynb #e94e8d6b
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import cv2
@@ -25,7 +26,7 @@ from ..data.foil import FOIL_CLASSES, Foils
 from ..data.foil_inputs import count_channels
 from ..data.regions import Regions, foil_regions
 from ..data.sampling import PatchStream, window_counts
-from ..methods.imbalance import RECIPES, ImbalancedSegmenter, Schedule, adjust_scores, find_recipe, sampler_of, weights_of
+from ..methods.imbalance import ImbalancedSegmenter, Schedule, adjust_scores, find_recipe, sampler_of, weights_of
 from ..metrics.pixel import Counts, confusion_matrix
 from ..metrics.statistics import psoi
 from ..models.unet import count_parameters
@@ -36,7 +37,8 @@ from .runs import RunStore, StoredRun, provenance, run_id
 # %% ../../nbs/practice/62p_foil_rows.ipynb #1b28280c
 SIZES: dict[str, dict[str, Any]] = {
     "smoke": {"foils": 4, "side": 448, "width": 2, "patch": 64, "batch": 2, "iterations": 4, "refresh": 1, "keep_from": 2, "keep_step": 1},
-    "small": {"foils": 26, "side": 896, "width": 8, "patch": 128, "batch": 8, "iterations": 720, "refresh": 36, "keep_from": 504, "keep_step": 36},
+    "small": {"foils": 26, "side": 896, "width": 8, "patch": 96, "batch": 8, "iterations": 1200, "refresh": 60, "keep_from": 840,
+              "keep_step": 60},
     "paper": {"foils": 26, "side": 1920, "width": 32, "patch": 256, "batch": 16, "iterations": 10_000, "refresh": 100, "keep_from": 7000,
               "keep_step": 500}}
 FOIL_SEED = 0  # the foils are the same for all seeds, as the thesis's were: a seed decides first weights and patches
@@ -60,7 +62,7 @@ def open_foils(sizes: Mapping[str, Any], reading: str = "normals", annotation: s
     """(training, validation) regions of the foils at these sizes; masks are the flawed annotation or the "true" one."""
     return foil_regions(Foils(sizes["foils"], (sizes["side"],) * 2, FOIL_SEED, annotation=annotation), reading)
 
-# %% ../../nbs/practice/62p_foil_rows.ipynb #dc20d8b9
+# %% ../../nbs/practice/62p_foil_rows.ipynb #0fba5209
 def count_claims(claims: np.ndarray, reference: np.ndarray) -> Counts:
     """One-vs-rest `Counts` (K,) of claims bool (K, H, W) of the classes 1 .. K against class indices (H, W)."""
     columns = []
@@ -76,11 +78,14 @@ def references(regions: Regions) -> dict[str, Sequence[np.ndarray]]:
     return {"annotation": regions.masks, **({} if regions.truths is None else {"truth": regions.truths})}
 
 
-def judge(segmenter: ImbalancedSegmenter, regions: Regions) -> dict[str, Counts]:
-    """Reference -> `Counts` (regions, defect classes) of the segmenter's claims, each region evaluated at once."""
+def judge(segmenter: ImbalancedSegmenter, regions: Regions, answers: Iterable[np.ndarray] | None = None) -> dict[str, Counts]:
+    """Reference -> `Counts` (regions, defect classes) of the segmenter's claims, each region evaluated at once.
+
+    answers: its scores of the regions, in order, where they are at hand.
+    """
     judged = references(regions)
     counts: dict[str, list[Counts]] = {name: [] for name in judged}
-    for index, scores in enumerate(segmenter.predict(regions)):
+    for index, scores in enumerate(segmenter.predict(regions) if answers is None else answers):
         claims = segmenter.claims(scores)
         for name, masks in judged.items():
             counts[name].append(count_claims(claims, masks[index]))
@@ -125,7 +130,7 @@ def stability_rows(tables: Mapping[int, Counts], start: int, step: int) -> list[
         rows.append(("mean", f"psoi_{metric}", stability.deviations[metric] if stability else float("nan")))
     return rows
 
-# %% ../../nbs/practice/62p_foil_rows.ipynb #f885e7b2
+# %% ../../nbs/practice/62p_foil_rows.ipynb #ff73f249
 COLOURS = np.array([(250, 250, 250), (0, 158, 115), (213, 94, 0), (0, 114, 178), (230, 159, 0)], np.uint8)  # Okabe and Ito's palette
 PANEL_WIDTH = 448
 
@@ -162,7 +167,8 @@ def choose_regions(counts: Mapping[str, Counts], regions: Regions) -> dict[str, 
     chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
     if regions.truths is not None:
         chosen["most disputed"] = np.argmax(region_dice(counts["truth"]) - dice)
-        chosen["most overlooked"] = np.argmax([np.count_nonzero((truth > 0) & (mask == 0)) for mask, truth in zip(regions.masks, regions.truths, strict=True)])
+        pairs = zip(regions.masks, regions.truths, strict=True)
+        chosen["most overlooked"] = np.argmax([np.count_nonzero((truth > 0) & (mask == 0)) for mask, truth in pairs])
     kind = 1 + int(np.argmin(regions.pixels()[1:]))
     chosen["most cavities"] = np.argmax([np.count_nonzero(mask == kind) for mask in regions.masks])
     return {choice: int(index) for choice, index in chosen.items()}
@@ -173,14 +179,17 @@ def as_picture(image: np.ndarray) -> np.ndarray:
     return image[:, :, :3] if image.shape[2] >= 3 else np.repeat(image[:, :, :1], 3, 2)
 
 
-def three_way_panels(segmenter: ImbalancedSegmenter, regions: Regions, counts: Mapping[str, Counts]) -> list[Panel]:
-    """Input, annotation, truth where it is known, and prediction of the regions that `choose_regions` names."""
+def three_way_panels(label: str, regions: Regions, answers: Sequence[np.ndarray], counts: Mapping[str, Counts]) -> list[Panel]:
+    """Input, annotation, truth where it is known, and prediction of the regions that `choose_regions` names.
+
+    label: the model's name. answers: its scores (classes, H, W) of all regions.
+    """
     dice, panels = region_dice(counts["annotation"]), []
     for choice, index in choose_regions(counts, regions).items():
-        called = segmenter.scores(regions.images[index]).argmax(0)
+        called = answers[index].argmax(0)
         maps = [regions.masks[index], *([] if regions.truths is None else [regions.truths[index]]), called]
         picture = region_panel([as_picture(regions.images[index]), *map(paint_classes, maps)])
-        panels.append(Panel(picture, regions.names[index], segmenter.recipe.label, choice, float(dice[index]), 0.0))
+        panels.append(Panel(picture, regions.names[index], label, choice, float(dice[index]), 0.0))
     return panels
 
 # %% ../../nbs/practice/62p_foil_rows.ipynb #b7ee7dde
@@ -216,7 +225,7 @@ def describe_patches(training: Regions, recipe_name: str, schedule: Schedule, se
     return pd.DataFrame(rows)
 
 # %% ../../nbs/practice/62p_foil_rows.ipynb #07ff1bf6
-def shifted_counts(segmenter: ImbalancedSegmenter, regions: Regions, prior: np.ndarray) -> pd.DataFrame:
+def shifted_counts(segmenter: ImbalancedSegmenter, regions: Regions, answers: Sequence[np.ndarray], prior: np.ndarray) -> pd.DataFrame:
     """The counts of one network whose answers are shifted by tau times the log prior after training, for each of `TAUS`; empty for binary models.
 
     What of a recipe's effect could have been had without training again.
@@ -224,7 +233,7 @@ def shifted_counts(segmenter: ImbalancedSegmenter, regions: Regions, prior: np.n
     if segmenter.recipe.binary:
         return pd.DataFrame(columns=["tau", "reference", "class", *NAMES])
     judged, totals = references(regions), {}
-    for index, scores in enumerate(segmenter.predict(regions)):
+    for index, scores in enumerate(answers):
         for tau in TAUS:
             claims = segmenter.claims(adjust_scores(scores, prior, tau))
             for name, masks in judged.items():
@@ -233,11 +242,11 @@ def shifted_counts(segmenter: ImbalancedSegmenter, regions: Regions, prior: np.n
     return pd.concat([count_table({name: counts}, regions.classes[1:], tau=tau) for (tau, name), counts in totals.items()], ignore_index=True)
 
 
-def confusion_table(segmenter: ImbalancedSegmenter, regions: Regions) -> pd.DataFrame:
-    """Pixels of each class called each class, on all regions: columns reference, class, called, pixels."""
+def confusion_table(regions: Regions, answers: Sequence[np.ndarray]) -> pd.DataFrame:
+    """Pixels of each class called each class by the argmax of `answers`, on all regions: columns reference, class, called, pixels."""
     judged, size = references(regions), len(regions.classes)
     matrices = {name: np.zeros((size, size), np.int64) for name in judged}
-    for index, scores in enumerate(segmenter.predict(regions)):
+    for index, scores in enumerate(answers):
         for name, masks in judged.items():
             matrices[name] += confusion_matrix(scores.argmax(0), masks[index], size)
     return pd.DataFrame([(name, regions.classes[row], regions.classes[column], int(matrix[row, column])) for name, matrix in matrices.items()
@@ -246,8 +255,9 @@ def confusion_table(segmenter: ImbalancedSegmenter, regions: Regions) -> pd.Data
 # %% ../../nbs/practice/62p_foil_rows.ipynb #ce830dec
 def foil_identity(model: str, sizes: Mapping[str, Any], seed: int, reading: str, annotation: str) -> dict[str, Any]:
     """What decides the result of a run."""
-    return {"model": model, "recipe": vars(find_recipe(model)), "sizes": dict(sizes), "reading": reading, "annotation": annotation, "foils": FOIL_SEED,
-            "seed": seed, "version": ImbalancedSegmenter.version}
+    foils = {"count": sizes["foils"], "side": sizes["side"], "seed": FOIL_SEED}
+    return {"model": model, "recipe": asdict(find_recipe(model)), "schedule": asdict(schedule_of(sizes)), "foils": foils, "reading": reading,
+            "annotation": annotation, "seed": seed, "version": ImbalancedSegmenter.version}
 
 
 def run_foil(experiment: str, model: str, store: RunStore, *, preset: str = "small", seed: int = 0, reading: str = "normals",
@@ -285,18 +295,20 @@ def judge_run(segmenter: ImbalancedSegmenter, training: Regions, validation: Reg
     """(the run, its tables, its panels) of a fitted segmenter: every kept iteration is judged, the last one in detail."""
     classes, schedule, seed = validation.classes[1:], segmenter.schedule, segmenter.seed
     checkpoints: dict[int, dict[str, Counts]] = {}
-    for iteration in progress(segmenter.kept, "judging"):
-        last = judge(segmenter.load_iteration(iteration), validation)
+    for iteration in progress(segmenter.kept, "judging"):  # in order: the last one's answers are used again below
+        answers = list(segmenter.load_iteration(iteration).predict(validation))
+        last = judge(segmenter, validation, answers)
         checkpoints[iteration] = {name: counts.sum(0) for name, counts in last.items()}
     rows = [row for name, counts in last.items() for row in rate_rows(counts, classes, "" if name == "annotation" else f"{name}_")]
     rows += stability_rows({iteration: found["annotation"] for iteration, found in checkpoints.items()}, schedule.keep_from, schedule.keep_step)
     metrics = pd.DataFrame([("foils", category, segmenter.recipe.label, seed, metric, value) for category, metric, value in rows],
                            columns=["dataset", "category", "method", "seed", "metric", "value"])
     prior = training.pixels() / training.pixels().sum()
-    tables = {"checkpoints": pd.concat([count_table(found, classes, iteration=iteration) for iteration, found in checkpoints.items()], ignore_index=True),
-              "regions": pd.concat([count_table({name: counts[index] for name, counts in last.items()}, classes, region=region)
-                                    for index, region in enumerate(validation.names)], ignore_index=True),
-              "confusion": confusion_table(segmenter, validation), "shifted": shifted_counts(segmenter, validation, prior),
+    by_iteration = [count_table(found, classes, iteration=iteration) for iteration, found in checkpoints.items()]
+    by_region = [count_table({name: counts[index] for name, counts in last.items()}, classes, region=region)
+                 for index, region in enumerate(validation.names)]
+    tables = {"checkpoints": pd.concat(by_iteration, ignore_index=True), "regions": pd.concat(by_region, ignore_index=True),
+              "confusion": confusion_table(validation, answers), "shifted": shifted_counts(segmenter, validation, answers, prior),
               "classes": describe_classes(training, validation, segmenter.name),
               "patches": describe_patches(training, segmenter.name, schedule, seed),
               "losses": pd.DataFrame([{"network": number, "iteration": (round_ + 1) * schedule.refresh, "loss": loss}
@@ -306,4 +318,4 @@ def judge_run(segmenter: ImbalancedSegmenter, training: Regions, validation: Reg
     dataset = Dataset("foils", reading, ".", [], [], samples, validation.classes, ["simulated"], True, None)
     prediction = Prediction([np.zeros((1, 1), np.float32)] * len(samples), region_dice(last["annotation"]))
     run = Run(dataset, segmenter.recipe.label, seed, metrics, prediction, 0.5, (0.0, 1.0))
-    return run, tables, three_way_panels(segmenter, validation, last)
+    return run, tables, three_way_panels(segmenter.recipe.label, validation, answers, last)
