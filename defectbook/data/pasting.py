@@ -58,7 +58,7 @@ class Paster:
 
     def __post_init__(self):
         if not 0 <= self.share <= 1 or self.most < 1 or not self.cuttings:
-            raise ParameterError(f"share={self.share}, most={self.most}, {len(self.cuttings)} cuttings; give a share in 0..1, at least 1 of the others")
+            raise ParameterError(f"share={self.share}, most={self.most}, {len(self.cuttings)} cuttings; give a share in 0..1 and 1 or more others")
 
     def __call__(self, images: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         images, masks = images.copy(), masks.copy()

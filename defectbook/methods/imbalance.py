@@ -146,7 +146,8 @@ class Schedule:
     """How long and on what a network is trained; the defaults are FOIL's, whose text leaves `refresh` and `spacing` open.
 
     width: channels at full size. patch: side in px. spacing: of candidate windows, px. refresh: iterations until new patches are drawn.
-    keep_from, keep_step: iterations whose weights are kept for PSoI, multiples of `refresh`.
+    keep_from, keep_step: iterations whose weights are kept for PSoI, multiples of `refresh`. settle: batches over which the kept weights' batch
+    statistics are taken anew, 0 for running ones as in FOIL; a short training needs it.
     """
 
     width: int = 32
@@ -157,6 +158,7 @@ class Schedule:
     refresh: int = 100
     keep_from: int = 7000
     keep_step: int = 500
+    settle: int = 0
     rate: float = 1e-3
     weight_decay: float = 1e-5
 
@@ -255,8 +257,8 @@ class ImbalancedSegmenter:
             network = build_foil_unet(task.images[0].shape[2], len(task.classes), self.schedule.width, seed)
             self.trained.append(train_iterations(
                 network, patch_batches(task, self.recipe, self.schedule, seed), loss_of(self.recipe, pixels, task.classes),
-                self.schedule.iterations, self.schedule.refresh, keep=self.schedule.kept, rate=self.schedule.rate,
-                weight_decay=self.schedule.weight_decay, seed=seed, device=self.device,
+                self.schedule.iterations, self.schedule.refresh, keep=self.schedule.kept, settle=self.schedule.settle,
+                rate=self.schedule.rate, weight_decay=self.schedule.weight_decay, seed=seed, device=self.device,
                 folder=None if folder is None else Path(folder) / f"network{number}",
                 identity={"recipe": asdict(self.recipe), "data": task.fingerprint(), "schedule": asdict(self.schedule)}))
             self.networks.append(network)

@@ -63,7 +63,7 @@ def count_costs(network: nn.Module, size: tuple[int, int] = (256, 256)) -> pd.Da
 
 # %% ../../nbs/models/33b_foil_unet.ipynb #86bf10af
 def printed_layer(layer: str) -> str:
-    """What FOIL's Tables B1 and B2 call a layer of `build_foil_unet`: conv1 .. conv18, up1 .. up4, out; a normalisation counts with its convolution."""
+    """What Tables B1 and B2 call a layer of `build_foil_unet`: conv1 .. conv18, up1 .. up4, out; a normalisation goes with its convolution."""
     part, _, rest = layer.partition(".")
     if part == "head":
         return "out"

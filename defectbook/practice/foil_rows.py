@@ -26,7 +26,7 @@ from ..data.foil import FOIL_CLASSES, Foils
 from ..data.foil_inputs import count_channels
 from ..data.regions import Regions, foil_regions
 from ..data.sampling import PatchStream, window_counts
-from ..methods.imbalance import ImbalancedSegmenter, Schedule, adjust_scores, find_recipe, sampler_of, weights_of
+from ..methods.imbalance import ImbalancedSegmenter, Recipe, Schedule, adjust_scores, find_recipe, sampler_of, weights_of
 from ..metrics.pixel import Counts, confusion_matrix
 from ..metrics.statistics import psoi
 from ..models.unet import count_parameters
@@ -36,9 +36,9 @@ from .runs import RunStore, StoredRun, provenance, run_id
 
 # %% ../../nbs/practice/62p_foil_rows.ipynb #1b28280c
 SIZES: dict[str, dict[str, Any]] = {
-    "smoke": {"foils": 4, "side": 448, "width": 2, "patch": 64, "batch": 2, "iterations": 4, "refresh": 1, "keep_from": 2, "keep_step": 1},
-    "small": {"foils": 26, "side": 896, "width": 8, "patch": 96, "batch": 8, "iterations": 1200, "refresh": 60, "keep_from": 840,
-              "keep_step": 60},
+    "smoke": {"foils": 4, "side": 448, "width": 2, "patch": 64, "batch": 8, "iterations": 4, "refresh": 2, "keep_from": 2, "keep_step": 2},
+    "small": {"foils": 26, "side": 832, "width": 8, "patch": 96, "batch": 8, "iterations": 1000, "refresh": 50, "keep_from": 700,
+              "keep_step": 50, "settle": 25},
     "paper": {"foils": 26, "side": 1920, "width": 32, "patch": 256, "batch": 16, "iterations": 10_000, "refresh": 100, "keep_from": 7000,
               "keep_step": 500}}
 FOIL_SEED = 0  # the foils are the same for all seeds, as the thesis's were: a seed decides first weights and patches
@@ -194,20 +194,27 @@ def three_way_panels(label: str, regions: Regions, answers: Sequence[np.ndarray]
 
 # %% ../../nbs/practice/62p_foil_rows.ipynb #b7ee7dde
 def describe_classes(training: Regions, validation: Regions, recipe_name: str) -> pd.DataFrame:
-    """One row a class: annotated and true pixels of both parts, the weight that the recipe gives it (binary: in its own network, and the rest's)."""
+    """One row a class: annotated and true pixels of both parts, and `weight` in the loss, 1 without weights.
+
+    Binary models: `weight` in the class's own network and `rest`, that of all others there; 0 for the background, which has none.
+    """
     recipe, pixels = find_recipe(recipe_name), training.pixels()
     rows = {"class": list(training.classes)}
     for part, regions in (("training", training), ("validation", validation)):
         for reference, masks in references(regions).items():
             rows[f"{part}_{reference}"] = sum(np.bincount(mask.ravel(), minlength=len(pixels)) for mask in masks)
-    weights = weights_of(recipe, pixels, training.classes) if not recipe.binary else None
-    rows["weight"] = weights if weights is not None else np.full(len(pixels), np.nan)
-    rows["rest"] = np.full(len(pixels), np.nan)
     if recipe.binary:
-        pairs = [weights_of(recipe, training.only(kind).pixels()) for kind in range(1, len(pixels))]
-        if pairs[0] is not None:
-            rows["rest"][1:], rows["weight"][1:] = np.array(pairs).T
+        tasks = [training.only(kind) for kind in range(1, len(pixels))]
+        pairs = [_weights_or_ones(recipe, task) for task in tasks]
+        rows["rest"], rows["weight"] = np.array([(0.0, 0.0), *pairs]).T
+    else:
+        rows["weight"] = _weights_or_ones(recipe, training)
     return pd.DataFrame(rows)
+
+
+def _weights_or_ones(recipe: Recipe, regions: Regions) -> np.ndarray:
+    weights = weights_of(recipe, regions.pixels(), regions.classes)
+    return np.ones(len(regions.classes)) if weights is None else weights
 
 
 def describe_patches(training: Regions, recipe_name: str, schedule: Schedule, seed: int) -> pd.DataFrame:
