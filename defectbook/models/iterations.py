@@ -73,7 +73,7 @@ def settle_statistics(network: nn.Module, batches: Iterable[Batch], count: int, 
 
 
 def _copy(network: nn.Module) -> State:
-    return {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+    return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in network.state_dict().items()}
 
 # %% ../../nbs/models/36c_iterations.ipynb #816fb1b8
 class Trained(NamedTuple):
@@ -91,8 +91,9 @@ def train_iterations(network: nn.Module, batches: Callable[[int], Iterable[Batch
 
     batches(round): the round's `refresh` batches, images uint8 (N, H, W, C) and class indices uint8 (N, H, W); the same each time it is asked.
     keep: iterations whose weights are returned, multiples of `refresh`; the last one always is. settle: batches over which these get new
-    statistics (`settle_statistics`), 0 for the running ones. folder: where a killed training goes on. identity: what decides the data and the loss (JSON). Raises `ParameterError`; `DataError` for a loss that is not finite or a round too
-    short; `WeightsError` when the folder holds another network's training, or one of other data or parameters.
+    statistics (`settle_statistics`), 0 for the running ones. folder: where a killed training goes on. identity: what decides the data and
+    the loss (JSON). Raises `ParameterError`; `DataError` for a loss that is not finite or a round too short; `WeightsError` when the folder
+    holds another network's training, or one of other data or parameters.
     """
     device, keep = resolve_device(device), sorted({*keep, iterations})
     _check_schedule(iterations, refresh, keep, settle, rate, weight_decay)
@@ -161,7 +162,7 @@ def _run_round(training: Training, batches: Iterable[Batch], loss: Loss, refresh
 def _write_state(path: Path, state: State) -> None:
     from safetensors.torch import save
 
-    write_whole(path, save({name: value.contiguous() for name, value in state.items()}))
+    write_whole(path, save(state))
 
 
 def _read_state(path: Path) -> State:
