@@ -286,7 +286,7 @@ SCRIPT = textwrap.dedent("""
     model = ImbalancedSegmenter("binary_focal_iscf", schedule, 0, "cpu").fit(training, folder)
     print(steps[0], file=sys.stderr)
     for trained in model.trained:
-        print(trained.losses, [[hashlib.sha256(value.numpy()).hexdigest() for value in state.values()] for state in trained.kept.values()])
+        print(trained.losses, [[hashlib.sha256(state[name].numpy()).hexdigest() for name in sorted(state)] for state in trained.kept.values()])
 """)
 
 
