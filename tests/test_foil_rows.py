@@ -172,13 +172,17 @@ def test_other_channels_make_other_runs(tmp_path: Path) -> None:
     runs = [run_foil("foil_channels", "baseline", store, preset="smoke", reading=reading, device="cpu") for reading in ("albedo", "lights")]
     assert len({run.id for run in runs}) == 2 and [run.params["parameters"]["channels"] for run in runs] == [1, 4]
     assert [run.params["parameters"]["parameters"] for run in runs][1] > [run.params["parameters"]["parameters"] for run in runs][0]
+    with pytest.raises(ParameterError, match="truth"):
+        run_foil("foil_models", "baseline", store, preset="smoke", annotation="true", device="cpu")
     with pytest.raises(ParameterError, match="normals"):
         run_foil("foil_channels", "baseline", store, preset="smoke", reading="normal", device="cpu")
 
 
 def test_the_sweeps_name_every_model_and_seed() -> None:
     models = read_grid(ROOT / "nbs" / "experiments" / "foil_models.yaml")
-    assert {cell.given["model"] for cell in models.cells} == set(RECIPES) and len(models.cells) == 3 * len(RECIPES)
+    thesis = {(cell.given["model"], cell.given["seed"]) for cell in models.cells if "annotation" not in cell.given}
+    assert thesis == {(model, seed) for model in RECIPES for seed in range(3)}
+    assert {cell.given["annotation"] for cell in models.cells if "annotation" in cell.given} == {"truth"}
     channels = read_grid(ROOT / "nbs" / "experiments" / "foil_channels.yaml")
     assert {cell.experiment for cell in channels.cells} == {"foil_channels"}
 
