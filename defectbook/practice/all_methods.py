@@ -31,7 +31,7 @@ from .runs import RunStore, StoredRun
 
 # %% ../../nbs/practice/62r_all_methods.ipynb #6ca76e6d
 SIZES: dict[str, dict[str, Any]] = {
-    "smoke": {"side": 64, "at_most": {"train": 10, "validation": 6, "test": 12},
+    "smoke": {"side": 64, "at_most": {"train": 10, "validation": 6, "test": 20},
               "patchcore": {"backbone": "efficientnet_lite0", "image_size": 64, "ratio": 0.2, "sigma": 2.0}, "smaller": 64,
               "pni": {"backbone": "efficientnet_lite0", "image_size": 64, "pool": 3, "ratio": 0.1, "sigma": 2.0, "words": 16,
                       "neighbourhood": 3, "reduced": 8, "depth": 2, "width": 16, "epochs": 2, "mlp_batch": 128},
