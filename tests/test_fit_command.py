@@ -6,8 +6,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
-from defectbook.core import DataError, DefectbookError, ParameterError
+from defectbook.core import DataError, ParameterError
+from defectbook.methods.reconstruction import Reconstruction
 from defectbook.practice.cli import main
 from defectbook.practice.fit_command import fit_model
 from defectbook.practice.saved_detectors import load_detector, load_threshold
@@ -18,7 +20,7 @@ def good(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     (tmp_path / "good" / "tray 2").mkdir(parents=True)
     for number in range(15):
-        image = 100 + 30 * np.sin(np.arange(48) / 4)[None, :, None] + rng.normal(0, 4, (48, 48, 3))
+        image = 100 + 30 * np.sin(np.arange(48) / 4)[None, :, None] + rng.normal(0, 12, (48, 48, 1))
         cv2.imwrite(str(tmp_path / "good" / ("tray 2" if number % 2 else "") / f"{number:02d}.png"), np.clip(image, 0, 255).astype(np.uint8))
     return tmp_path / "good"
 
@@ -83,35 +85,24 @@ def test_an_existing_folder_and_a_broken_image_are_refused(good: Path, tmp_path:
     assert not (tmp_path / "torn").exists()
 
 
-def test_a_killed_fit_goes_on_from_its_checkpoint(good: Path, tmp_path: Path, monkeypatch) -> None:
-    from defectbook.models import training
-
+def test_a_fit_that_was_stopped_before_saving_does_not_train_again(good: Path, tmp_path: Path, monkeypatch) -> None:
     options = {"image_size": 16, "encoder": (2, 4), "epochs": 3, "batch_size": 4, "rule": "none"}
-    undisturbed = fit_model("ae", [good], tmp_path / "whole", **options)
-    saved, count = training.write_whole if hasattr(training, "write_whole") else None, []
-    assert saved is None or callable(saved)
-    import defectbook.practice.fit_command as room
-
-    class Stopped(Exception):
-        pass
-
-    real = room.shutil.rmtree
-    monkeypatch.setattr(room.shutil, "rmtree", lambda *args, **options: count.append(args) or (_ for _ in ()).throw(Stopped()))
-    with pytest.raises(Stopped):
-        fit_model("ae", [good], tmp_path / "killed", **options)
-    monkeypatch.setattr(room.shutil, "rmtree", real)
-    real(tmp_path / "killed")
-    resumed = fit_model("ae", [good], tmp_path / "killed", **options)
-    first, second = (load_detector(made.folder) for made in (undisturbed, resumed))
-    for name, value in first.prior.network.state_dict().items():
-        np.testing.assert_array_equal(value.numpy(), second.prior.network.state_dict()[name].numpy())
+    undisturbed = load_detector(fit_model("ae", [good], tmp_path / "whole", **options).folder)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Reconstruction, "save", lambda self, folder: (_ for _ in ()).throw(KeyboardInterrupt()))
+        fit_model("ae", [good], tmp_path / "model", **options)
+    assert list(tmp_path.glob(".model.fitting/*")) and not (tmp_path / "model").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", lambda self, *args: pytest.fail("it trained again"))
+        resumed = load_detector(fit_model("ae", [good], tmp_path / "model", **options).folder)
+    for name, value in undisturbed.prior.network.state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), resumed.prior.network.state_dict()[name].numpy())
     assert not list(tmp_path.glob(".*fitting"))
 
 
-def test_a_model_is_never_half(good: Path, tmp_path: Path, monkeypatch) -> None:
-    from defectbook.practice import saved_detectors
-
-    monkeypatch.setattr(saved_detectors, "fit_threshold", lambda *args, **options: (_ for _ in ()).throw(DataError("a threshold that fails")))
-    with pytest.raises(DefectbookError, match="a threshold that fails"):
+def test_a_model_whose_threshold_cannot_be_set_is_kept_and_said(good: Path, tmp_path: Path) -> None:
+    for path in good.rglob("*.png"):
+        cv2.imwrite(str(path), np.full((48, 48, 3), 90, np.uint8))
+    with pytest.raises(DataError, match="do not vary.*is saved, but without a threshold"):
         fit_model("ssd", [good], tmp_path / "model", image_size=24, knots=4)
-    assert not (tmp_path / "model").exists() or load_threshold(tmp_path / "model") is None
+    assert load_detector(tmp_path / "model").is_fitted and load_threshold(tmp_path / "model") is None

@@ -16,10 +16,11 @@ PNI = {**TINY, "pool": 3, "ratio": 0.1, "words": 8, "neighbourhood": 3, "reduced
 NETWORK = {"image_size": 16, "encoder": (2, 4), "epochs": 1, "batch_size": 4}
 SMALL = {
     "patchcore": {**TINY, "ratio": 0.1}, "pni": PNI, "pni_refined": {**PNI, "refinement": REFINEMENT},
-    "pni_ensemble": {**{name: value for name, value in PNI.items() if name != "backbone"}, "backbones": ["efficientnet_lite0"], "refinement": REFINEMENT},
+    "pni_ensemble": {**{name: value for name, value in PNI.items() if name != "backbone"}, "backbones": ["efficientnet_lite0"],
+                     "refinement": REFINEMENT},
     "ae": NETWORK, "ssim_ae": {**NETWORK, "image_size": 32}, "memae": {**NETWORK, "items": 4}, "pae": NETWORK, "paedid": NETWORK,
-    "rpca": {"image_size": 16, "columns": 6}, "outlier_pursuit": {"image_size": 16, "columns": 6}, "rasl": {"image_size": 24, "columns": 4, "inset": 2, "steps": 2},
-    "ssd": {"image_size": 16, "knots": 4},
+    "rpca": {"image_size": 16, "columns": 6}, "outlier_pursuit": {"image_size": 16, "columns": 6},
+    "rasl": {"image_size": 24, "columns": 4, "inset": 2, "steps": 2}, "ssd": {"image_size": 16, "knots": 4},
 }
 
 

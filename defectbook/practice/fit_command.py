@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core import DataError, ParameterError, Sample, make_folder, unknown
+from ..core import DataError, DefectbookError, ParameterError, Sample, make_folder, unknown
 from .commands import add_output_options, remark, show
 
 # %% ../../nbs/practice/64d_fit_command.ipynb #ad472a15
@@ -34,6 +34,7 @@ def fit_model(method: str, images: Sequence[Path | str], out: Path | str, rule: 
 
     rule: "normal_quantile", "synthetic", or "none". held_out: the share of images that only sets the threshold. options: of the method.
     Raises `ParameterError` for an unknown method, option, rule or share, and when `out` exists; `DataError` for too few or unreadable images.
+    When only the threshold cannot be set, the model is saved, and the error says so.
     """
     from defectbook.data.datasets import split_normal
     from defectbook.practice.inference import find_images
@@ -61,7 +62,10 @@ def fit_model(method: str, images: Sequence[Path | str], out: Path | str, rule: 
         detector.fit(learned)
     detector.save(out)
     shutil.rmtree(kept, ignore_errors=True)
-    threshold = keep_threshold(out, detector, normal, rule, seed) if apart else None
+    try:
+        threshold = keep_threshold(out, detector, normal, rule, seed) if apart else None
+    except DefectbookError as error:  # the fit is not lost
+        raise type(error)(f"{error}; {out} is saved, but without a threshold: set one with defectbook predict {out} ... --rule") from error
     return FittedModel(out, len(learned), apart, threshold)
 
 
