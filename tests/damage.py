@@ -94,15 +94,17 @@ class Sandbox:
         path.write_bytes(content)
         return path
 
-    def open(self, kind: str, case: str, act: Callable[[], Any], named: str | Path, refuse: bool = False, free: Path | None = None) -> Any:
+    def open(self, kind: str, case: str, act: Callable[[], Any], named: str | Path, refuse: bool = False, free: Path | None = None,
+             whole: bool = False) -> Any:
         """Do `act` with one input. Only a DefectbookError may escape, in one line that says `named`; nothing else in the sandbox may change.
 
-        refuse: an error must come. free: a file or folder that may change if none does. Returns what `act` returned, or the error.
+        refuse: an error must come. free: a file or folder that may change; whole: only if no error comes. Returns what `act` returned, or the
+        error.
         """
         global _sins, _inside
         OPENED[kind] += 1
         before, _sins, _inside = listing(self.root, free), [], str(self.root)
-        whole = listing(self.root) if free is not None else before
+        everything = listing(self.root) if whole else before
         answer, wrong = None, ""
         try:
             with patience():
@@ -120,8 +122,7 @@ class Sandbox:
             wrong = f"{type(error).__name__}: {str(error)[:300]} ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})"
             answer = error
         sins, _sins = _sins, None
-        refused = isinstance(answer, BaseException)
-        now, then = (listing(self.root), whole) if refused and free is not None else (listing(self.root, free), before)
+        now, then = (listing(self.root), everything) if whole and isinstance(answer, BaseException) else (listing(self.root, free), before)
         if now != then:
             sins.append(f"changed {sorted(set(now.items()) ^ set(then.items()))[:4]}")
         self.problems += [f"{kind}, {case}: {text}" for text in ([wrong] if wrong else []) + sins]
@@ -129,7 +130,7 @@ class Sandbox:
 
     def judge(self) -> None:
         problems, self.problems = self.problems, []
-        assert not problems, f"{len(problems)} inputs:\n" + "\n".join(problems[:40])
+        assert not problems, f"{len(problems)} inputs:\n" + "\n".join(problems[:400])
 
 
 @contextlib.contextmanager

@@ -43,7 +43,7 @@ from defectbook.models.priors import AutoencoderPrior
 from defectbook.models.sam import load_sam
 from defectbook.models.sam_lite import WEIGHTS
 from defectbook.practice import saved_detectors
-from defectbook.practice.annotations import EventLog, Ledger
+from defectbook.practice.annotations import EventLog
 from defectbook.practice.cells import cell_state, read_record, start_cell
 from defectbook.practice.export import export_checked
 from defectbook.practice.grids import Cell, read_grid
@@ -232,7 +232,7 @@ def test_notebooks_of_grids(sandbox: Sandbox) -> None:  # noqa: F811
     programs = ((f"program {source[:30]!r}", as_json({**good, "cells": [{**good["cells"][0], "source": source}]})) for source in sources)
     for what, bad in [*NO_JSON.items(), *damaged(as_json(good), cuts=3, flips=3), *((what, as_json(value)) for what, value in changed_values(good, count=30)), *programs]:
         notebook.write_bytes(bad)
-        sandbox.open("grids", f"notebook, {what}", lambda: read_grid(path), path)
+        sandbox.open("grids", f"notebook, {what}", lambda: read_grid(path), notebook)
 
 
 # Checkpoints -------------------------------------------------------------------------------------------------------------------------
@@ -359,7 +359,7 @@ MAKERS: dict[str, Callable[[], Any]] = {
                                        epochs=1, mlp_batch=64, device="cpu").fit(NORMAL),
     "ensemble": lambda: saved_detectors.Ensemble([saved_detectors.SmoothSparse(image_size=32), saved_detectors.RPCA(image_size=16, columns=4)], 0.5).fit(NORMAL),
     "refinement": lambda: saved_detectors.Refinement(
-        saved_detectors.SmoothSparse(image_size=32), "test_efficientnet", weights="none", image_size=64, iterations=2, round_length=2, batch_size=2, pool_size=2,
+        saved_detectors.RPCA(image_size=32, columns=4), "test_efficientnet", weights="none", image_size=64, iterations=2, round_length=2, batch_size=2, pool_size=2,
         renew=False, width=4, held_out=0.2, device="cpu").fit(NORMAL),
     "RPCA": lambda: saved_detectors.RPCA(image_size=16, columns=4).fit(NORMAL),
     "RASL": lambda: saved_detectors.RASL(image_size=24, columns=4, inset=2, steps=1).fit(NORMAL),
@@ -578,14 +578,14 @@ def _resized(content: bytes, size: int) -> bytes:
 def test_archives(sandbox: Sandbox) -> None:  # noqa: F811
     for what, content, refuse in archives():
         path = sandbox.put("archive.bin", content)
-        sandbox.open("archives", what, lambda path=path: unpack(path, sandbox.target), path, refuse, free=sandbox.target)
+        sandbox.open("archives", what, lambda path=path: unpack(path, sandbox.target), path, refuse, sandbox.target, whole=True)
         shutil.rmtree(sandbox.target, ignore_errors=True)
     # Known sets whose archive has a known hash take no other.
     for what, content in list(damaged(zipped(("a.txt", b"one")), cuts=2, flips=2)):
         path = sandbox.put("archive.zip", content)
         for name in ("visa", "btad", "mvtec"):
             sandbox.open("archives", f"{name}, {what}", lambda path=path, name=name: fetch_data(name, sandbox.target, path), named="archive.zip"
-                         if name == "visa" else name, refuse=False, free=sandbox.target)
+                         if name == "visa" else name, free=sandbox.target, whole=True)
             shutil.rmtree(sandbox.target, ignore_errors=True)
 
 
@@ -674,7 +674,7 @@ def _begin(cell: Cell, folder: Path, store: Path) -> None:
 
 # Annotations -------------------------------------------------------------------------------------------------------------------------
 
-EVENTS = [{"event": "open", "image": "0.png", "size": [64, 64], "pixels": "x"},
+EVENTS = [{"event": "visit", "image": "0.png", "size": [64, 64], "pixels": "x"},
           {"event": "click", "image": "0.png", "mark": 1, "class": "hole", "x": 30, "y": 30, "positive": True, "frame": [0, 0, 64, 64]},
           {"event": "stroke", "image": "0.png", "mark": 1, "class": "hole", "points": [[3, 3], [9, 9]], "width": 3.0, "add": True},
           {"event": "undo", "image": "0.png", "mark": 1}, {"event": "class", "image": "0.png", "mark": 1, "class": "crack"},
@@ -702,8 +702,8 @@ def open_logs(sandbox: Sandbox, plain: Any, count: int) -> None:  # noqa: F811
     for what, bad in cases:
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
-        (out / "log.jsonl").write_bytes(bad + (b"" if bad.endswith(b"\n") else b"\n"))
-        sandbox.open("annotation logs", what, lambda: Ledger(_events(out / "log.jsonl")), out / "log.jsonl", free=out)
+        (out / "log.jsonl").write_bytes(bad + (b"" if bad.endswith(b"\n") else b"\n"))  # what follows the last line's end is dropped
+        sandbox.open("annotation logs", what, lambda: _events(out / "log.jsonl"), out / "log.jsonl")
 
         def session() -> None:
             with Session(sandbox.inputs / "images", out, plain, ("hole", "crack")) as session:
@@ -772,13 +772,13 @@ def open_anything(box: Sandbox, data: bytes) -> None:
     assert notebook.is_file()
     readers: dict[str, Callable[[Path], Any]] = {
         "x.png": read_image, "x.bmp": read_mask, "x.pth": read_state, "x.safetensors": read_state, "x.yaml": read_grid, "classes.json": read_classes, "x.npy": read_map,
-        "boxes.txt": lambda path: read_boxes(path, (64, 64)), "x.zip": lambda path: unpack(path, box.target), "log.jsonl": lambda path: Ledger(_events(path)),
+        "boxes.txt": lambda path: read_boxes(path, (64, 64)), "x.zip": lambda path: unpack(path, box.target), "log.jsonl": _events,
         "record.json": lambda path: read_record(path.parent), "config.json": lambda path: load_detector(path.parent, "cpu"),
         "threshold.json": lambda path: load_threshold(path.parent)}
     for name, read in readers.items():
         path = box.put(f"{name}.d/{name}", data)
-        allowed = path if name == "log.jsonl" else box.target
-        box.open("anything", f"{name} {data[:40]!r}", lambda path=path, read=read: read(path), path.parent if name in ("config.json", "record.json") else path, free=allowed)
+        named, free = path.parent if name in ("config.json", "record.json") else path, path if name == "log.jsonl" else box.target
+        box.open("anything", f"{name} {data[:40]!r}", lambda path=path, read=read: read(path), named, free=free, whole=name == "x.zip")
         shutil.rmtree(box.target, ignore_errors=True)
     box.judge()
 

@@ -44,8 +44,8 @@ def code_hash(notebook: Path) -> str:
     try:
         cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
         return sha256_json(["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ParameterError(f"{notebook}: cannot be read as a notebook ({error}); restore it") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ParameterError(f"{notebook}: cannot be read as a notebook ({type(error).__name__}: {str(error)[:100]}); restore it") from error
 
 # %% ../../nbs/practice/62n_grids.ipynb #8a910ee7
 LARGEST_FILE, MOST_CELLS = 64 << 10, 10_000
@@ -184,8 +184,8 @@ def _named(place: str, act: Any) -> Any:
         return act()
     except ParameterError as error:
         raise ParameterError(f"{place}: {error}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
-        raise ParameterError(f"{place}: the notebook cannot be read ({error}); restore it") from error
+    except (OSError, ValueError) as error:  # a path that cannot be one
+        raise ParameterError(f"{place}: the notebook cannot be read ({getattr(error, 'strerror', None) or error}); restore it") from error
 
 
 def _mapping(place: str, key: str, grid: Mapping[str, Any]) -> Mapping[str, Any]:
