@@ -115,7 +115,8 @@ def unpack(archive: Path | str, target: Path | str, limit: int | None = None) ->
         except OSError as error:
             if error.errno not in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ):
                 raise  # the disk, which `whole_folder` names
-            raise DataError(f"{archive}: entry {Path(str(error.filename)).name[:80]!r} cannot be a file's name here ({error.strerror}); refused") from error
+            name = Path(str(error.filename)).name[:80]
+            raise DataError(f"{archive}: entry {name!r} cannot be a file's name here ({error.strerror}); refused") from error
     return target
 
 
