@@ -93,20 +93,27 @@ def header(width: int, height: int, bits: int = 8, colour: int = 2) -> tuple[byt
 BODY = (b"IDAT", zlib.compress(bytes(100)))
 END = (b"IEND", b"")
 STRANGE_IMAGES = {
-    "huge.png": png(header(2**31 - 1, 2**31 - 1), BODY, END), "wide.png": png(header(2**31 - 1, 1), BODY, END), "large.png": png(header(60_000, 60_000), BODY, END),
+    "huge.png": png(header(2**31 - 1, 2**31 - 1), BODY, END), "wide.png": png(header(2**31 - 1, 1), BODY, END),
+    "large.png": png(header(60_000, 60_000), BODY, END),
     "nothing.png": png(header(0, 0), BODY, END), "no bits.png": png(header(8, 8, 0), BODY, END), "no body.png": png(header(8, 8), END),
     "no head.png": png(BODY, END), "text bomb.png": png(header(8, 8), (b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 26))), BODY, END),
-    "colour profile.png": png(header(8, 8), (b"iCCP", b"a\0\0" + b"\xff" * 50), BODY, END), "bad exif.png": png(header(8, 8), (b"eXIf", b"II*\0\xff\xff\xff\xff"), BODY, END),
+    "colour profile.png": png(header(8, 8), (b"iCCP", b"a\0\0" + b"\xff" * 50), BODY, END),
+    "bad exif.png": png(header(8, 8), (b"eXIf", b"II*\0\xff\xff\xff\xff"), BODY, END),
     "huge.bmp": b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 2**31 - 1, -2**31, 1, 24, 0, 0, 0, 0, 0, 0),
-    "loop.tif": b"II*\0\x08\0\0\0\0\0\x08\0\0\0" + bytes(20), "huge.tif": b"II*\0\x08\0\0\0" + struct.pack("<H", 3) + struct.pack("<HHII", 256, 4, 1, 2**31)
+    "loop.tif": b"II*\0\x08\0\0\0\0\0\x08\0\0\0" + bytes(20),
+    "huge.tif": b"II*\0\x08\0\0\0" + struct.pack("<H", 3) + struct.pack("<HHII", 256, 4, 1, 2**31)
     + struct.pack("<HHII", 257, 4, 1, 2**31) + struct.pack("<HHII", 258, 3, 2**30, 8) + bytes(4),
     "huge.gif": b"GIF89a\xff\xff\xff\xff\xf7\0\0" + bytes(800), "huge.webp": b"RIFF\xff\xff\xff\xffWEBPVP8L\xff\xff\xff\xff/" + b"\xff" * 30,
     "huge.jpg": b"\xff\xd8\xff\xc0\0\x11\x08\xff\xff\xff\xff\x03\x01\x22\0\x02\x11\x01\x03\x11\x01\xff\xd9", "none.jpg": b"\xff\xd8\xff\xd9",
-    "long.jpg": b"\xff\xd8" + b"\xff\xe1\xff\xff" * 50, "huge.ppm": b"P6 99999999 99999999 255\n", "negative.ppm": b"P6 -1 -1 255\n", "words.ppm": b"P6 a b c\n",
-    "huge.pgm": b"P5 4 4 99999999999999999999\n" + bytes(16), "page.html": b"<!DOCTYPE html><html></html>", "vector.svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    "long.jpg": b"\xff\xd8" + b"\xff\xe1\xff\xff" * 50, "huge.ppm": b"P6 99999999 99999999 255\n", "negative.ppm": b"P6 -1 -1 255\n",
+    "words.ppm": b"P6 a b c\n",
+    "huge.pgm": b"P5 4 4 99999999999999999999\n" + bytes(16), "page.html": b"<!DOCTYPE html><html></html>",
+    "vector.svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
     "many.ico": b"\0\0\x01\0\xff\xff" + bytes(40), "fli.png": struct.pack("<IHHHHHH", 128, 0xAF11, 65535, 65535, 65535, 8, 3) + bytes(110),
-    "psd.png": b"8BPS\0\x01" + bytes(6) + struct.pack(">HIIHH", 65535, 2**31 - 1, 2**31 - 1, 8, 3) + bytes(20), "dds.png": b"DDS " + struct.pack("<I", 124) + b"\xff" * 120,
-    "float.tif": encoded(Image.fromarray(np.full((4, 4), np.nan, np.float32)), "TIFF"), "negative.tif": encoded(Image.fromarray(np.full((4, 4), -5, np.int32)), "TIFF"),
+    "psd.png": b"8BPS\0\x01" + bytes(6) + struct.pack(">HIIHH", 65535, 2**31 - 1, 2**31 - 1, 8, 3) + bytes(20),
+    "dds.png": b"DDS " + struct.pack("<I", 124) + b"\xff" * 120,
+    "float.tif": encoded(Image.fromarray(np.full((4, 4), np.nan, np.float32)), "TIFF"),
+    "negative.tif": encoded(Image.fromarray(np.full((4, 4), -5, np.int32)), "TIFF"),
 }
 # A page of PostScript: Pillow would hand it to Ghostscript.
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(evil) (w) file closefile\nshowpage\n%%EOF\n"
@@ -140,7 +147,8 @@ def test_masks(sandbox: Sandbox) -> None:  # noqa: F811
     for name in ("huge.png", "loop.tif", "fli.png", "negative.tif", "float.tif", "page.html"):
         path = sandbox.put(name, STRANGE_IMAGES[name])
         sandbox.open("masks", name, lambda path=path: read_mask(path, None), path, refuse=True)
-    path = sandbox.put("coloured.png", IMAGES["rgb.png"][:0] + encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)), "PNG"))
+    path = sandbox.put("coloured.png",
+                       IMAGES["rgb.png"][:0] + encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)), "PNG"))
     sandbox.open("masks", "coloured", lambda: read_mask(path), path, refuse=True)
 
 
@@ -184,7 +192,8 @@ def test_labels_of_elpv(sandbox: Sandbox) -> None:  # noqa: F811
     for number in range(4):
         sandbox.put(f"elpv/images/cell{number}.png", IMAGES["rgb.png"])
     good = lines(*(f"images/cell{number}.png  {float(number == 3)}  mono" for number in range(4)))
-    cases = [*damaged(good, cuts=3, flips=3), *NO_TEXT.items(), *((f"cell {cell[:12]!r}", good + f"images/cell1.png {cell} mono\n".encode()) for cell in ODD_CELLS),
+    cases = [*damaged(good, cuts=3, flips=3), *NO_TEXT.items(),
+             *((f"cell {cell[:12]!r}", good + f"images/cell1.png {cell} mono\n".encode()) for cell in ODD_CELLS),
              *((f"path {cell[:12]!r}", good + f"{cell} 0.0 mono\n".encode()) for cell in ODD_CELLS[1:])]
     for what, bad in cases:
         path = sandbox.put("elpv/labels.csv", bad)
@@ -223,20 +232,27 @@ def test_classes(sandbox: Sandbox) -> None:  # noqa: F811
 
 # Grids -------------------------------------------------------------------------------------------------------------------------------
 
-BOMB = "a: &a [x, x]\n" + "".join(f"{after}: &{after} [*{before}, *{before}, *{before}, *{before}]\n" for before, after in zip("abcdefgh", "bcdefghi", strict=True))
+BOMB = "a: &a [x, x]\n" + "".join(f"{after}: &{after} [*{before}, *{before}, *{before}, *{before}]\n" for before,
+                                  after in zip("abcdefgh", "bcdefghi", strict=True))
 TAGS = ("!!python/object/apply:os.system [touch ../evil]", "!!python/object/new:os.system [ls]", "!!python/name:os.system", "!!python/module:os",
         "!!python/object:builtins.object {}", "!!python/tuple [1]", "!!python/object/apply:pathlib.Path.touch [x]", "!!binary '%%%'", "!!timestamp x",
         "!!int x", "!!float x", "!!set [1]", "!!omap 3", "!unknown 1", "!<tag:yaml.org,2002:python/object/apply:os.system> [ls]")
 GRID = {"store": "results", "processes": 2, "threads": 1, "memory": 0.5, "gpus": 0, "timeout": 60,
         "grids": [{"experiment": "tiny.ipynb", "fixed": {"pause": 0.0}, "vary": {"factor": [1.0, 2.0]}, "seeds": 2}]}
 GRIDS = {
-    **NO_TEXT, **{f"tag {tag[:40]}": f"grids: {tag}".encode() for tag in TAGS}, "bomb": BOMB.encode(), "itself": b"grids: &a [*a]", "merge": b"a: &a {b: 1}\ngrids: {<<: *a}",
-    "merge of a number": b"grids: [{<<: 3}]", "deep": b"[" * 60_000, "deep map": b"{a: " * 15_000, "deep block": b"".join(b" " * i + b"a:\n" for i in range(300)),
-    "tab": b"\tgrids: []", "key twice": b"grids: []\ngrids: []", "odd key": b"? [1, 2]\n: 3\n", "map key": b"? {a: 1}\n: 3\n", "two documents": b"a: 1\n---\nb: 2\n",
-    "directive": b"%YAML 9.9\n---\na: 1\n", "control": b"a: \x07\n", "too many seeds": b"grids: [{experiment: tiny.ipynb, seeds: 99999999999999999999}]",
-    "too many cells": b"grids: [{experiment: tiny.ipynb, vary: {" + b", ".join(b"factor%d: [%s]" % (i, b", ".join([b"1"] * 100)) for i in range(20)) + b"}}]",
-    "path": b"grids: [{experiment: ../../../etc/passwd.ipynb}]", "pipe": b"grids: [{experiment: /dev/stdin.ipynb}]", "zero": b'grids: [{experiment: "a\\0.ipynb"}]',
-    "long": b'grids: [{experiment: "' + b"x" * 5000 + b'.ipynb"}]', "number of digits": b"grids: [{experiment: tiny.ipynb, fixed: {seed: " + b"9" * 5000 + b"}}]",
+    **NO_TEXT, **{f"tag {tag[:40]}": f"grids: {tag}".encode() for tag in TAGS}, "bomb": BOMB.encode(), "itself": b"grids: &a [*a]",
+    "merge": b"a: &a {b: 1}\ngrids: {<<: *a}",
+    "merge of a number": b"grids: [{<<: 3}]", "deep": b"[" * 60_000, "deep map": b"{a: " * 15_000,
+    "deep block": b"".join(b" " * i + b"a:\n" for i in range(300)),
+    "tab": b"\tgrids: []", "key twice": b"grids: []\ngrids: []", "odd key": b"? [1, 2]\n: 3\n", "map key": b"? {a: 1}\n: 3\n",
+    "two documents": b"a: 1\n---\nb: 2\n",
+    "directive": b"%YAML 9.9\n---\na: 1\n", "control": b"a: \x07\n",
+    "too many seeds": b"grids: [{experiment: tiny.ipynb, seeds: 99999999999999999999}]",
+    "too many cells": b"grids: [{experiment: tiny.ipynb, vary: {%s}}]" % b", ".join(b"f%d: [%s]" % (i, b", ".join([b"1"] * 100)) for i in range(20)),
+    "path": b"grids: [{experiment: ../../../etc/passwd.ipynb}]", "pipe": b"grids: [{experiment: /dev/stdin.ipynb}]",
+    "zero": b'grids: [{experiment: "a\\0.ipynb"}]',
+    "long": b'grids: [{experiment: "' + b"x" * 5000 + b'.ipynb"}]',
+    "number of digits": b"grids: [{experiment: tiny.ipynb, fixed: {seed: " + b"9" * 5000 + b"}}]",
     "sexagesimal": b"processes: 190:20:30\ngrids: []", "infinite memory": b"memory: .inf\ngrids: [1]", "not a number": b"memory: .nan\ngrids: [1]",
 }
 
@@ -255,10 +271,13 @@ def test_notebooks_of_grids(sandbox: Sandbox) -> None:  # noqa: F811
     notebook = write_tiny(sandbox.inputs)
     good = json.loads(notebook.read_text())
     path = sandbox.put("grid.yaml", b"grids: [{experiment: tiny.ipynb, seeds: 2}]")
-    sources = ("seed = 0\nseed2 = __import__('os').system('touch evil')", "seed = open('/etc/passwd')", "import os", "seed = (", "seed, b = 1, 2", "seed = " + "(" * 5000,
-               "seed = " + "-" * 3000 + "1", "seed = [" + "[" * 300 + "]" * 300 + "]", "seed = 0\0", "seed: int = 0", "seed = 9" + "9" * 5000, "x.y = 3", "del seed")
+    sources = ("seed = 0\nseed2 = __import__('os').system('touch evil')", "seed = open('/etc/passwd')", "import os", "seed = (", "seed, b = 1, 2",
+               "seed = " + "(" * 5000,
+               "seed = " + "-" * 3000 + "1", "seed = [" + "[" * 300 + "]" * 300 + "]", "seed = 0\0", "seed: int = 0", "seed = 9" + "9" * 5000,
+               "x.y = 3", "del seed")
     programs = ((f"program {source[:30]!r}", as_json({**good, "cells": [{**good["cells"][0], "source": source}]})) for source in sources)
-    for what, bad in [*NO_JSON.items(), *damaged(as_json(good), cuts=3, flips=3), *((what, as_json(value)) for what, value in changed_values(good, count=30)), *programs]:
+    for what, bad in [*NO_JSON.items(), *damaged(as_json(good), cuts=3, flips=3),
+                      *((what, as_json(value)) for what, value in changed_values(good, count=30)), *programs]:
         notebook.write_bytes(bad)
         sandbox.open("grids", f"notebook, {what}", lambda: read_grid(path), notebook.stem)
 
@@ -275,11 +294,15 @@ def tensor(dtype: str = "F32", shape: Any = (4, 4), offsets: Any = (0, 64)) -> d
 
 
 SAFETENSORS = {
-    **NO_TEXT, "endless header": safetensors(b"{}", length=2**63), "header beyond the file": safetensors(b"{}", length=10**6), "negative": safetensors(b"{}", length=2**64 - 1),
-    "no JSON": safetensors(b"{"), "deep": safetensors(b"[" * 100_000), "list": safetensors([]), "beyond the end": safetensors(tensor(offsets=(0, 10**12))),
-    "backwards": safetensors(tensor(offsets=(64, 0))), "negative offset": safetensors(tensor(offsets=(-64, 0))), "huge shape": safetensors(tensor(shape=(2**40, 2**40))),
+    **NO_TEXT, "endless header": safetensors(b"{}", length=2**63), "header beyond the file": safetensors(b"{}", length=10**6),
+    "negative": safetensors(b"{}", length=2**64 - 1),
+    "no JSON": safetensors(b"{"), "deep": safetensors(b"[" * 100_000), "list": safetensors([]),
+    "beyond the end": safetensors(tensor(offsets=(0, 10**12))),
+    "backwards": safetensors(tensor(offsets=(64, 0))), "negative offset": safetensors(tensor(offsets=(-64, 0))),
+    "huge shape": safetensors(tensor(shape=(2**40, 2**40))),
     "negative shape": safetensors(tensor(shape=(-4, -4))), "unknown type": safetensors(tensor("F13")), "words": safetensors(tensor(shape="many")),
-    "overlap": safetensors({"a": tensor()["w"], "b": tensor()["w"]}), "hole": safetensors(tensor(offsets=(8, 72)), bytes(72)), "metadata": safetensors({"__metadata__": {"a": 1}}),
+    "overlap": safetensors({"a": tensor()["w"], "b": tensor()["w"]}), "hole": safetensors(tensor(offsets=(8, 72)), bytes(72)),
+    "metadata": safetensors({"__metadata__": {"a": 1}}),
 }
 
 
@@ -341,8 +364,10 @@ def test_checkpoints(sandbox: Sandbox) -> None:  # noqa: F811
     for what, bad in damaged(save(state), cuts=4, flips=8):
         path = sandbox.put("weights.safetensors", bad)
         sandbox.open("checkpoints", f"safetensors, {what}", lambda path=path: read_state(path), path)
-    values = {"number": 3, "list": [state], "nested": {"a": state}, "text": "x", "none": None, "not tensors": {"w": 3}, "parameters": {"w": torch.nn.Parameter(torch.zeros(2))}}
-    for what, bad in [*programs, *NO_TEXT.items(), *((what, saved(value)) for what, value in values.items()), *damaged(saved(state), cuts=6, flips=10)]:
+    values = {"number": 3, "list": [state], "nested": {"a": state}, "text": "x", "none": None, "not tensors": {"w": 3},
+              "parameters": {"w": torch.nn.Parameter(torch.zeros(2))}}
+    for what, bad in [*programs, *NO_TEXT.items(), *((what, saved(value)) for what, value in values.items()),
+                      *damaged(saved(state), cuts=6, flips=10)]:
         path = sandbox.put("weights.pth", bad)
         sandbox.open("checkpoints", f"pth, {what}", lambda path=path: read_state(path), path, refuse=(what, bad) in programs)
     assert not ran.exists(), "a pickle ran"
@@ -383,11 +408,14 @@ def _untrained(segmenter: Any) -> Any:
 
 MAKERS: dict[str, Callable[[], Any]] = {
     "patchcore": lambda: saved_detectors.PatchCore(image_size=64, coreset="none", device="cpu").fit(NORMAL[:2]),
-    "pni": lambda: saved_detectors.PNI("efficientnet_lite0", image_size=64, pool=3, sigma=2.0, ratio=0.2, words=16, neighbourhood=3, reduced=8, depth=1, width=16,
+    "pni": lambda: saved_detectors.PNI("efficientnet_lite0", image_size=64, pool=3, sigma=2.0, ratio=0.2, words=16, neighbourhood=3, reduced=8,
+                                       depth=1, width=16,
                                        epochs=1, mlp_batch=64, device="cpu").fit(NORMAL),
-    "ensemble": lambda: saved_detectors.Ensemble([saved_detectors.SmoothSparse(image_size=32), saved_detectors.RPCA(image_size=16, columns=4)], 0.5).fit(NORMAL),
+    "ensemble": lambda: saved_detectors.Ensemble([saved_detectors.SmoothSparse(image_size=32), saved_detectors.RPCA(image_size=16, columns=4)],
+                                                 0.5).fit(NORMAL),
     "refinement": lambda: saved_detectors.Refinement(
-        saved_detectors.RPCA(image_size=32, columns=4), "test_efficientnet", weights="none", image_size=64, iterations=2, round_length=2, batch_size=2, pool_size=2,
+        saved_detectors.RPCA(image_size=32, columns=4), "test_efficientnet", weights="none", image_size=64, iterations=2, round_length=2,
+        batch_size=2, pool_size=2,
         renew=False, width=4, held_out=0.2, device="cpu").fit(NORMAL),
     "RPCA": lambda: saved_detectors.RPCA(image_size=16, columns=4).fit(NORMAL),
     "RASL": lambda: saved_detectors.RASL(image_size=24, columns=4, inset=2, steps=1).fit(NORMAL),
@@ -431,7 +459,8 @@ def model_cases(folder: Path, count: int) -> Iterator[tuple[str, Callable[[Path]
         yield f"{name}, gone", lambda copy, name=name: (copy / name).unlink()
         yield f"{name}, other tensors", write(name, safetensors(tensor()))
         yield f"{name}, other shapes", lambda copy, name=name: _reshape(copy / name, lambda value: value.reshape(-1)[:1])
-        yield f"{name}, not finite", lambda copy, name=name: _reshape(copy / name, lambda value: np.full_like(value, np.nan) if value.dtype.kind == "f" else value)
+        yield f"{name}, not finite", lambda copy, name=name: _reshape(copy / name,
+                                                                      lambda value: np.full_like(value, np.nan) if value.dtype.kind == "f" else value)
         yield f"{name}, a folder", lambda copy, name=name: ((copy / name).unlink(), (copy / name).mkdir())
 
 
@@ -448,8 +477,8 @@ def open_models(sandbox: Sandbox, saved_models: dict[str, Path], kind: str, coun
     try:
         if used:  # an absurd size shall fail here and not take the machine's memory first
             resource.setrlimit(resource.RLIMIT_AS, (used + (3 << 30), limits[1]))
+        folder = sandbox.inputs / "model"
         for what, act in model_cases(saved_models[kind], count):
-            folder = sandbox.inputs / "model"
             shutil.rmtree(folder, ignore_errors=True)
             shutil.copytree(saved_models[kind], folder)
             act(folder)
@@ -503,12 +532,15 @@ def test_thresholds_and_results(sandbox, saved_models) -> None:  # noqa: F811
             for each, whole in good.items():
                 (sandbox.target / each).write_bytes(whole)
             (sandbox.target / name).write_bytes(bad)
-            sandbox.open("results", f"{name}, {what}", lambda: predict_folder(folder, image, sandbox.target, **options), sandbox.target, free=sandbox.target)
+            sandbox.open("results", f"{name}, {what}", lambda: predict_folder(folder, image, sandbox.target, **options), sandbox.target,
+                         free=sandbox.target)
     ran = sandbox.root / "ran"
     maps = {"map.npy": _npy(np.zeros((4, 4), np.float32)), "map.png": (sandbox.target / "maps" / "0.png").read_bytes()}
     cases = [(name, *case) for name, content in maps.items() for case in damaged(content, cuts=3, flips=3)]
-    cases += [("map.npy", "objects", _npy(np.array([Trap(ran)], object))), ("map.npy", "pickle", pickle.dumps(Trap(ran))), ("map.png", "no text", IMAGES["rgb.png"]),
-              ("map.npy", "words", b"\x93NUMPY\x01\0\x50\0{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999, 99999999999)}" + b" " * 10 + b"\n"),
+    cases += [("map.npy", "objects", _npy(np.array([Trap(ran)], object))), ("map.npy", "pickle", pickle.dumps(Trap(ran))),
+              ("map.png", "no text", IMAGES["rgb.png"]),
+              ("map.npy", "words",
+               b"\x93NUMPY\x01\0\x50\0{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999, 99999999999)}" + b" " * 10 + b"\n"),
               ("map.npy", "program", b"\x93NUMPY\x01\0\x40\0{'descr': __import__('os').system('touch evil'), 'shape': ()}          \n")]
     for name, what, bad in cases:
         path = sandbox.put(name, bad)
@@ -543,9 +575,11 @@ def tarred(*entries: tuple[str, bytes], kind: bytes = tarfile.REGTYPE, link: str
     return file.getvalue()
 
 
-OUTSIDE = ("../evil", "../../evil", "a/../../evil", "/tmp/evil", "..\\evil", "C:\\evil", "c:evil", "..", "a/..", "\\\\server\\evil", "//evil", "./../evil", "a/./../../evil",
+OUTSIDE = ("../evil", "../../evil", "a/../../evil", "/tmp/evil", "..\\evil", "C:\\evil", "c:evil", "..", "a/..", "\\\\server\\evil", "//evil",
+           "./../evil", "a/./../../evil",
            "~/../../evil/../../x", "....//../evil")
-ODD_NAMES = (".", "", "a//b", "a/./b", "x" * 300, "/".join(["d"] * 3000), "con", "a:b/c", "\u202egnp.exe", "a\nb", " ", "-rf", "a\x1b[31m", "\ud800".encode("utf-8", "surrogatepass").decode("utf-8", "replace"))
+ODD_NAMES = (".", "", "a//b", "a/./b", "x" * 300, "/".join(["d"] * 3000), "con", "a:b/c", "\u202egnp.exe", "a\nb", " ", "-rf", "a\x1b[31m",
+             "\ud800".encode("utf-8", "surrogatepass").decode("utf-8", "replace"))
 
 
 def archives() -> Iterator[tuple[str, bytes, bool]]:
@@ -576,7 +610,8 @@ def archives() -> Iterator[tuple[str, bytes, bool]]:
     yield "gzip of nothing", b"\x1f\x8b\x08\0" + bytes(20), True
     yield "rar", b"Rar!\x1a\x07\0" + bytes(50), True
     yield "many entries", zipped(*((f"{i}", b"") for i in range(3000))), False
-    for form, content in (("zip", zipped(*good)), ("tar", tarred(*good)), ("tar.gz", tarred(*good, mode="w:gz")), ("tar.xz", tarred(*good, mode="w:xz")),
+    for form, content in (("zip", zipped(*good)), ("tar", tarred(*good)), ("tar.gz", tarred(*good, mode="w:gz")),
+                          ("tar.xz", tarred(*good, mode="w:xz")),
                           ("tar.bz2", tarred(*good, mode="w:bz2"))):
         yield from ((f"{form}, {what}", bad, False) for what, bad in damaged(content, cuts=4, flips=6))
 
@@ -630,7 +665,8 @@ def stored(root: Path) -> tuple[RunStore, StoredRun, StoredRun]:
     store, runs = RunStore(root), []
     panel = Panel(np.full((8, 38, 3), 120, np.uint8), "s1", "NA", "false alarm", 0.2, 0.15)
     for seed in (3, 4):
-        runs.append(store.save("toy", {"detector": "toy 1", "seed": seed}, {"seed": seed}, toy_run(0.25), provenance("cpu", "smoke", {"fit": 1.0}), [panel]))
+        runs.append(store.save("toy", {"detector": "toy 1", "seed": seed}, {"seed": seed}, toy_run(0.25), provenance("cpu", "smoke", {"fit": 1.0}),
+                               [panel]))
     return store, *runs
 
 
@@ -646,7 +682,8 @@ def run_cases(run: StoredRun, count: int) -> Iterator[tuple[str, str, bytes]]:
         yield from ((name, f"cell {cell[:12]!r}", content.replace(b"0.25", cell.encode()).replace(b"0.1", cell.encode())) for cell in ODD_CELLS)
         yield name, "a column twice", content.replace(b"metric,", b"value,").replace(b"kind,", b"score,")
         yield name, "other columns", b"a,b\n1,2\n"
-    yield from (("panels/00_false_alarm.webp", what, bad) for what, bad in list(damaged((run.folder / "panels/00_false_alarm.webp").read_bytes(), cuts=2, flips=2)))
+    yield from (("panels/00_false_alarm.webp", what, bad) for what,
+                bad in list(damaged((run.folder / "panels/00_false_alarm.webp").read_bytes(), cuts=2, flips=2)))
 
 
 def test_runs(sandbox: Sandbox) -> None:  # noqa: F811
@@ -666,7 +703,8 @@ def test_runs(sandbox: Sandbox) -> None:  # noqa: F811
     seal(store)
     seals = store.path / "toy" / "SHA256SUMS"
     whole = seals.read_bytes()
-    for what, bad in [*NO_TEXT.items(), *damaged(whole, cuts=3, flips=4), ("outside", b"0" * 64 + b"  ../../../evil/x\n"), ("absolute", b"0" * 64 + b"  //etc/passwd\n")]:
+    for what, bad in [*NO_TEXT.items(), *damaged(whole, cuts=3, flips=4), ("outside", b"0" * 64 + b"  ../../../evil/x\n"),
+                      ("absolute", b"0" * 64 + b"  //etc/passwd\n")]:
         seals.write_bytes(bad)
         sandbox.open("runs", f"seals, {what}", lambda: [read_seals(seals.parent), verify(store)], seals)
 
@@ -675,16 +713,19 @@ def test_records_of_sweeps(sandbox: Sandbox) -> None:  # noqa: F811
     notebook = write_tiny(sandbox.inputs)
     cell = Cell(str(notebook), notebook, {"seed": 1}, ("seed",))
     folder, store = sandbox.root / "targets" / "cell", sandbox.root / "targets" / "results"
-    record = {"schema": 1, "key": cell.key, "label": "tiny", "experiment": "tiny", "parameters": {"seed": 1}, "state": "done", "error": [], "executed": "", "seconds": 1.0,
+    record = {"schema": 1, "key": cell.key, "label": "tiny", "experiment": "tiny", "parameters": {"seed": 1}, "state": "done", "error": [],
+              "executed": "", "seconds": 1.0,
               "peak_memory_mb": 3, "runs": {"tiny/0123456789ab": "0" * 16}}
-    for what, bad in [*NO_JSON.items(), *damaged(as_json(record), cuts=3, flips=3), *((what, as_json(value)) for what, value in changed_values(record, count=40)),
+    for what, bad in [*NO_JSON.items(), *damaged(as_json(record), cuts=3, flips=3),
+                      *((what, as_json(value)) for what, value in changed_values(record, count=40)),
                       ("outside", as_json({**record, "runs": {"../../evil": "0"}}))]:
         folder.mkdir(exist_ok=True)
         (folder / "record.json").write_bytes(bad)
         sandbox.open("runs", f"record.json, {what}", lambda: cell_state(read_record(folder), store), folder, free=folder)
     (folder / "record.json").unlink()
     # What a cell is said to have touched decides what is removed before it starts again.
-    for what, bad in [("outside", b"draft ../../home\ndraft ../../inputs\n"), ("absolute", f"draft {sandbox.root / 'home'}\n".encode()), ("here", b"draft .\ndraft \n"),
+    for what, bad in [("outside", b"draft ../../home\ndraft ../../inputs\n"), ("absolute", f"draft {sandbox.root / 'home'}\n".encode()),
+                      ("here", b"draft .\ndraft \n"),
                       ("a run", b"draft tiny/0123456789ab\n"), *NO_TEXT.items()]:
         (folder / "seen.txt").write_bytes(bad)
         (store / "tiny" / "0123456789ab").mkdir(parents=True, exist_ok=True)
@@ -706,7 +747,8 @@ EVENTS = [{"event": "visit", "image": "0.png", "size": [64, 64], "pixels": "x"},
           {"event": "click", "image": "0.png", "mark": 1, "class": "hole", "x": 30, "y": 30, "positive": True, "frame": [0, 0, 64, 64]},
           {"event": "stroke", "image": "0.png", "mark": 1, "class": "hole", "points": [[3, 3], [9, 9]], "width": 3.0, "add": True},
           {"event": "undo", "image": "0.png", "mark": 1}, {"event": "class", "image": "0.png", "mark": 1, "class": "crack"},
-          {"event": "accept", "image": "0.png", "mark": 1, "area": 30, "adapting": False}, {"event": "reopen", "image": "0.png", "mark": 1, "restored": False},
+          {"event": "accept", "image": "0.png", "mark": 1, "area": 30, "adapting": False},
+          {"event": "reopen", "image": "0.png", "mark": 1, "restored": False},
           {"event": "normal", "image": "1.png", "normal": True}, {"event": "adapting", "on": True}]
 
 
@@ -723,9 +765,12 @@ def open_logs(sandbox: Sandbox, plain: Any, count: int) -> None:  # noqa: F811
     for name in ("0.png", "1.png"):
         sandbox.put(f"images/{name}", IMAGES["rgb.png"])
     out = sandbox.target
-    cases = [*NO_JSON.items(), *damaged(log_of(EVENTS), cuts=4, flips=8), *((what, log_of(value)) for what, value in changed_values(EVENTS, count=count)),
-             ("outside", log_of([{**EVENTS[1], "mark": "../../evil"}])), ("image outside", log_of([{**EVENTS[1], "image": "../../evil"}, {**EVENTS[5], "image": "../../evil"}])),
-             ("undo first", log_of([EVENTS[3]])), ("undo twice", log_of([EVENTS[1], EVENTS[3], EVENTS[3]])), ("infinite area", log_of([EVENTS[1], {**EVENTS[5], "area": float("inf")}])),
+    cases = [*NO_JSON.items(), *damaged(log_of(EVENTS), cuts=4, flips=8),
+             *((what, log_of(value)) for what, value in changed_values(EVENTS, count=count)),
+             ("outside", log_of([{**EVENTS[1], "mark": "../../evil"}])),
+             ("image outside", log_of([{**EVENTS[1], "image": "../../evil"}, {**EVENTS[5], "image": "../../evil"}])),
+             ("undo first", log_of([EVENTS[3]])), ("undo twice", log_of([EVENTS[1], EVENTS[3], EVENTS[3]])),
+             ("infinite area", log_of([EVENTS[1], {**EVENTS[5], "area": float("inf")}])),
              ("method", log_of([{"event": "_init__", "image": "x"}])), ("number as a name", log_of([{**EVENTS[1], "image": 7}]))]
     for what, bad in cases:
         shutil.rmtree(out, ignore_errors=True)
@@ -776,11 +821,13 @@ def test_exports(sandbox: Sandbox) -> None:  # noqa: F811
         return image.astype(np.float32).mean(keepdims=True)[0, 0]
 
     cases = {"not finite": (_Odd(float("nan")), mean, {}), "infinite": (_Odd(float("inf")), mean, {}), "other numbers": (_Odd(1.5), mean, {}),
-             "other shape": (_Odd(1.0), lambda image: np.zeros((3, 3)), {}), "answer of NaN": (_Odd(1.0), lambda image: np.full(1, np.nan, np.float32), {}),
+             "other shape": (_Odd(1.0), lambda image: np.zeros((3, 3)), {}),
+             "answer of NaN": (_Odd(1.0), lambda image: np.full(1, np.nan, np.float32), {}),
              "tolerance of NaN": (_Odd(1.5), mean, {"tolerance": float("nan")}), "no images": (_Odd(1.0), mean, {"images": []}),
              "grey image": (_Odd(1.0), mean, {"images": [np.zeros((8, 8), np.uint8)]}), "error": (torch.nn.Identity(), lambda image: 1 / 0, {})}
     for what, (graph, answer, options) in cases.items():
-        sandbox.open("exports", what, lambda graph=graph, answer=answer, options=options: export_checked(graph, answer, path, 8, "mean", {}, **options), path, refuse=True)
+        sandbox.open("exports", what, lambda graph=graph, answer=answer,
+                     options=options: export_checked(graph, answer, path, 8, "mean", {}, **options), path, refuse=True)
     path.write_bytes(b"mine")
     sandbox.open("exports", "a file that is there", lambda: export_checked(_Odd(1.0), mean, path, 8, "mean", {}), path, refuse=True)
     assert path.read_bytes() == b"mine"
@@ -827,9 +874,12 @@ def test_anything_at_length(sandbox, data) -> None:  # noqa: F811
 # The sandbox itself ------------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(("act", "message"), [
-    (lambda box: pickle.loads(b"N."), "pickle.loads was called"), (lambda box: torch.load(box.put("w.pth", saved({})), weights_only=False), "without weights_only"),
-    (lambda box: np.load(box.put("a.npy", _npy(np.zeros(1))), allow_pickle=True), "allow_pickle"), (lambda box: (box.root / "evil").write_text("x"), "changed"),
-    (lambda box: (box.root / "home" / "new").mkdir(), "changed"), (lambda box: Path("new").touch(), "changed"), (lambda box: os.system("true"), "os.system"),
+    (lambda box: pickle.loads(b"N."), "pickle.loads was called"),
+    (lambda box: torch.load(box.put("w.pth", saved({})), weights_only=False), "without weights_only"),
+    (lambda box: np.load(box.put("a.npy", _npy(np.zeros(1))), allow_pickle=True), "allow_pickle"),
+    (lambda box: (box.root / "evil").write_text("x"), "changed"),
+    (lambda box: (box.root / "home" / "new").mkdir(), "changed"), (lambda box: Path("new").touch(), "changed"),
+    (lambda box: os.system("true"), "os.system"),
     (lambda box: Path("/tmp/defectbook-fuzz-outside").touch(), "/tmp/defectbook-fuzz-outside"), (lambda box: 1 / 0, "ZeroDivisionError"),
     (lambda box: (_ for _ in ()).throw(ParameterError("somewhere")), "should name here.txt"), (lambda box: None, "was taken")])
 def test_the_sandbox_notices(sandbox, act, message) -> None:  # noqa: F811

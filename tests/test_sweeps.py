@@ -304,7 +304,8 @@ def test_two_sweeps_at_once(tmp_path) -> None:
 def test_a_cell_that_takes_too_long_is_stopped_and_the_others_go_on(tmp_path) -> None:
     write_tiny(tmp_path)
     path = written(tmp_path, json.dumps({"store": "results", "memory": 0.2, "timeout": 25, "grids": [
-        {"experiment": "tiny.ipynb", "fixed": {"seed": 1, "wait_for": str(tmp_path / "never")}}, {"experiment": "tiny.ipynb", "fixed": {"seed": 2}}]}))
+        {"experiment": "tiny.ipynb", "fixed": {"seed": 1, "wait_for": str(tmp_path / "never")}},
+        {"experiment": "tiny.ipynb", "fixed": {"seed": 2}}]}))
     table = run_sweep(read_grid(path), tmp_path / "sweep", processes=2)
     assert table.state.tolist() == ["failed", "done"] and "took more than 25 s" in table.why[0] and processes_of(tmp_path / "sweep") == []
     record = sweeps._run_one(read_grid(path).cells[0], tmp_path / "cell", tmp_path / "results", 1, timeout=0.5)  # what a Ray task does
