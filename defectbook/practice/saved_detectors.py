@@ -119,8 +119,10 @@ def load_detector(folder: Path | str, device: str = "auto", weights: Path | str 
         raise ParameterError(f"{folder}: {unknown('method', method, LOADERS)}")
     try:
         return LOADERS[method](folder, device, {} if weights is None else {"weights": weights})
-    except DefectbookError:
-        raise
+    except DefectbookError as error:
+        if str(folder) in str(error):
+            raise
+        raise type(error)(f"{folder}: {error}") from error  # a constructor's complaint about a value in config.json
     except Exception as error:  # a config.json that was edited: constructors raise their own types
         raise WeightsError(f"{folder}: not a saved {method} ({type(error).__name__}: {str(error)[:200]}); give a folder written by save") from error
 
