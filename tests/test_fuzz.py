@@ -55,7 +55,7 @@ from defectbook.practice.sessions import Session
 from defectbook.practice.store_tools import diff_runs, find_rubbish, find_run, read_seals, seal, summary_table, tidy, verify
 
 QUICK = settings(max_examples=40, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-LONG = settings(QUICK, max_examples=1500)
+LONG = settings(QUICK, max_examples=300)
 
 
 def encoded(image: Image.Image, form: str, **options: Any) -> bytes:

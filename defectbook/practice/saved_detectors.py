@@ -10,6 +10,7 @@ __all__ = ['CLASSES', 'LOADERS', 'LARGEST_JSON', 'SCHEMA', 'RULES', 'OPTIONS', '
 # %% ../../nbs/practice/63e_saved_detectors.ipynb #faf14bd7
 import json
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -108,13 +109,14 @@ def load_detector(folder: Path | str, device: str = "auto", weights: Path | str 
     folder = Path(folder)
     method = read_json(folder / "config.json", "saved detector's config.json").get("method")
     if not isinstance(method, str) or method not in LOADERS:
-        raise ParameterError(f"{folder}: {unknown('method', method, LOADERS)}")
+        raise ParameterError(f"{folder}: {unknown('method', str(method)[:80], LOADERS)}")
     try:
         return LOADERS[method](folder, device, {} if weights is None else {"weights": weights})
     except DefectbookError as error:
-        if str(folder) in str(error):
+        if str(folder) in str(error) and len(str(error)) < 1000:
             raise
-        raise type(error)(f"{folder}: {error}") from error  # a constructor's complaint about a value in config.json
+        # A constructor's complaint about a value in config.json, which may be of any length.
+        raise type(error)(f"{folder}: {textwrap.shorten(str(error), 500)}") from error
     except Exception as error:  # a config.json that was edited: constructors raise their own types
         raise WeightsError(f"{folder}: not a saved {method} ({type(error).__name__}: {str(error)[:200]}); give a folder written by save") from error
 
