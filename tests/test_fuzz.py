@@ -58,11 +58,6 @@ QUICK = settings(max_examples=40, deadline=None, database=None, suppress_health_
 LONG = settings(QUICK, max_examples=300)
 
 
-def waits_for(reason: str) -> pytest.MarkDecorator:
-    """A defect in a module behind stored runs, which a change would make stale: mended when those runs are made anew."""
-    return pytest.mark.xfail(reason=reason, strict=True)
-
-
 def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, form, **options)
@@ -130,7 +125,6 @@ def test_images(sandbox: Sandbox) -> None:  # noqa: F811
         sandbox.open("images", name, lambda path=path: read_image(path), path, refuse=name not in ("colour profile.png", "bad exif.png"))
 
 
-@waits_for("core._open_image takes every format that Pillow knows")
 def test_postscript_is_no_image(sandbox: Sandbox) -> None:  # noqa: F811
     path = sandbox.put("photo.png", POSTSCRIPT)
     sandbox.open("images", "PostScript", lambda: read_image(path), path, refuse=True)
@@ -172,7 +166,7 @@ def test_folders_of_images(sandbox, victim) -> None:  # noqa: F811
     open_folder(sandbox, victim, damaged(IMAGES["rgb.png"], cuts=2, flips=2))
 
 
-@pytest.mark.parametrize("victim", [VICTIMS[0], *(pytest.param(victim, marks=waits_for("data.datasets._image_size")) for victim in VICTIMS[1:])])
+@pytest.mark.parametrize("victim", VICTIMS)
 def test_folders_of_strange_images(sandbox, victim) -> None:  # noqa: F811
     open_folder(sandbox, victim, STRANGE_IMAGES.items())
 
@@ -186,7 +180,6 @@ def lines(*words: str) -> bytes:
 ODD_CELLS = ("", "x", "nan", "inf", "-1", "1e999", "9" * 400, "../../evil", "/etc/passwd", "a\0b", '"', "'", "\u202e", "=1+1", "x" * 200_000)
 
 
-@waits_for("data.datasets._elpv_cells: text that is not UTF-8, paths that lead out of the set")
 def test_labels_of_elpv(sandbox: Sandbox) -> None:  # noqa: F811
     root = sandbox.inputs / "elpv"
     for number in range(4):
@@ -202,7 +195,6 @@ def test_labels_of_elpv(sandbox: Sandbox) -> None:  # noqa: F811
     sandbox.judge()
 
 
-@waits_for("data.public_sets._visa_rows and _visa_sample: text that is not UTF-8, long cells, paths that lead out of the set")
 def test_tables_of_visa(sandbox: Sandbox) -> None:  # noqa: F811
     root = visa_tree(sandbox.inputs / "visa", ("candle",))
     table = root / "split_csv" / "1cls.csv"
@@ -221,7 +213,6 @@ def test_boxes(sandbox: Sandbox) -> None:  # noqa: F811
         sandbox.open("CSVs", f"boxes, {what}", lambda path=path: read_boxes(path, (64, 64)), path)
 
 
-@waits_for("data.class_masks.read_classes: deep nesting, and values of any length in its message")
 def test_classes(sandbox: Sandbox) -> None:  # noqa: F811
     classes = {"normal": 0, "scratch": 80, "hole": 160}
     for what, bad in [*NO_JSON.items(), *((what, as_json(value)) for what, value in changed_values(classes, count=20))]:
@@ -846,6 +837,7 @@ def open_anything(box: Sandbox, data: bytes) -> None:
     notebook = box.inputs / "tiny.ipynb"
     assert notebook.is_file()
     readers: dict[str, Callable[[Path], Any]] = {
+        "classes.json": read_classes,
         "x.png": read_image, "x.bmp": read_mask, "x.pth": read_state, "x.safetensors": read_state, "x.yaml": read_grid, "x.npy": read_map,
         "boxes.txt": lambda path: read_boxes(path, (64, 64)), "x.zip": lambda path: unpack(path, box.target), "log.jsonl": _events,
         "record.json": lambda path: read_record(path.parent), "config.json": lambda path: load_detector(path.parent, "cpu"),

@@ -162,7 +162,7 @@ def test_a_missing_or_broken_file_is_named(tmp_path) -> None:
     with pytest.raises(ParameterError, match="none.yaml: cannot be read"):
         read_grid(tmp_path / "none.yaml")
     (tmp_path / "tiny.ipynb").write_text("{}")
-    with pytest.raises(ParameterError, match="grid 1: the notebook cannot be read"):
+    with pytest.raises(ParameterError, match="grid 1: .*tiny.ipynb: cannot be read as a notebook"):
         read_grid(written(tmp_path, "grids: [{experiment: tiny.ipynb}]"))
 
 

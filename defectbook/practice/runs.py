@@ -105,7 +105,7 @@ class StoredRun:
     def _json(self, name: str) -> Any:
         try:
             return json.loads((self.folder / name).read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise StoreError(f"{self.folder / name}: cannot be read ({error}); delete {self.folder} and run again") from error
 
     def _table(self, name: str) -> pd.DataFrame:

@@ -202,8 +202,9 @@ def _run_on_ray(jobs: Sequence[_Job], share: Share, say: Callable[[str], None], 
         resources = {} if address else {"num_cpus": share.processes * share.threads, "include_dashboard": False}
         try:
             ray.init(address=address or "local", log_to_driver=False, logging_level="error", **resources)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            raise ParameterError(f"address={address!r}: no Ray cluster answers ({str(error)[:120]}); start one with `ray start --head`") from error
+        except Exception as error:  # Ray raises a plain one when a busy machine is too slow for it
+            remedy = "start one with `ray start --head`" if address else "try again when the machine is less busy, or use engine='local'"
+            raise ParameterError(f"address={address!r}: no Ray cluster answers ({str(error)[:120]}); {remedy}") from error
     waiting: dict[Any, _Job] = {}
     try:
         task = ray.remote(num_cpus=share.threads, num_gpus=gpus, memory=int(share.memory * 1e9), max_retries=RETRIES)(_cell_on_node)
