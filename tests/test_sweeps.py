@@ -411,7 +411,7 @@ def test_interrupting_leaves_no_process(tmp_path) -> None:
     while not list((tmp_path / "results" / "tiny").glob(".*")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=180)  # its cells get time to end by themselves; a busy machine takes its own
     assert process.returncode != 0 and b"KeyboardInterrupt" in errors
     assert processes_of(tmp_path / "sweep") == []
     assert plan(read_grid(path), tmp_path / "sweep").state.tolist() == ["new", "new"]  # interrupted is not failed
@@ -443,8 +443,8 @@ def test_a_node_that_does_not_see_the_folder_sends_its_runs_back(tmp_path) -> No
     taken = sweeps._take_over(job, record, files)
     assert Path(taken["executed"]).is_file() and plan(grid, tmp_path / "sweep").state.tolist() == ["done"]
     with pytest.raises(DataError, match="would be written outside"):
-        sweeps._take_over(job, record, {**files, "../../../evil": b"x"})
-    assert not list(tmp_path.parent.rglob("evil"))
+        sweeps._take_over(job, record, {**files, "../../../from_a_node": b"x"})
+    assert not list(tmp_path.parent.rglob("from_a_node"))
     with pytest.raises(StoreError, match="another version of the notebook"):
         sweeps._cell_on_node(cell, folder, store, 1, (tmp_path / "no.lock", "token"), cell.notebook.read_bytes().replace(b"seed * factor", b"seed"))
 

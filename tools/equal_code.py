@@ -9,7 +9,7 @@ Runs that were stale at COMMIT stay stale.
 import argparse
 import json
 import subprocess
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from defectbook.core import sha256_json, write_whole
@@ -18,7 +18,7 @@ from defectbook.practice.runs import EQUAL_CODE, RunStore, follow, library_hash
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@lru_cache(maxsize=None)
+@cache
 def code_at(commit: str, module: str) -> tuple[str, ...] | None:
     """The code lines of a module at a commit, comment lines left out as `library_hash` does; None where there was no such module."""
     shown = subprocess.run(["git", "-C", str(ROOT), "show", f"{commit}:defectbook/{module.replace('.', '/')}.py"], capture_output=True, text=True)
