@@ -337,7 +337,9 @@ def test_damaged_records_are_named(tmp_path) -> None:
 # Kills --------------------------------------------------------------------------------------------------------------------------------
 
 PROGRAM = """
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it from birth
 from pathlib import Path
 from defectbook.practice.grids import read_grid
 from defectbook.practice.sweeps import run_sweep
