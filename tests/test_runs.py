@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 from pathlib import Path
 
 import numpy as np
@@ -108,3 +109,29 @@ def test_a_finished_experiment_is_skipped(tmp_path, elpv_tree) -> None:
     run_experiment("patchcore_elpv", given, tmp_path / "two", live=False)
     (second,) = RunStore(tmp_path / "store").runs()
     assert second.id == first.id and (second.folder / "provenance.json").stat().st_mtime_ns == written
+
+
+def test_a_declared_change_leaves_runs_fresh_and_any_other_does_not(tmp_path) -> None:
+    stored = save(tmp_path)
+    now = stored.provenance["library"]
+    path = stored.folder / "provenance.json"
+    path.write_text(json.dumps({**stored.provenance, "library": "0" * 16}))
+    assert stored.stale
+    ledger = tmp_path / "equal_code.json"
+
+    def declare(*pairs: dict[str, str]) -> None:
+        before = ledger.stat().st_mtime_ns if ledger.exists() else 0
+        ledger.write_text(json.dumps({"declarations": [{"since": "", "reason": "", "checked": "", "pairs": entry} for entry in pairs]}))
+        os.utime(ledger, ns=(before + 10**9, before + 10**9))  # two writes within one tick of the clock are still two
+
+    declare({"0" * 16: "1" * 16})
+    assert stored.stale, "the code has changed again since"
+    declare({"0" * 16: "1" * 16}, {"1" * 16: now})
+    assert not stored.stale
+    declare({"0" * 16: "1" * 16}, {"1" * 16: "0" * 16})
+    assert stored.stale, "a circle ends"
+    for broken in ("[]", "{", '{"declarations": [1]}'):
+        ledger.write_text(broken)
+        os.utime(ledger, ns=(len(broken), len(broken)))
+        with pytest.raises(StoreError, match="equal_code.json"):
+            _ = stored.stale

@@ -8,13 +8,12 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from defectbook.core import DefectbookError, ParameterError, StoreError
+from defectbook.core import DataError, DefectbookError, ParameterError, StoreError
 from defectbook.practice import cells, sweeps
 from defectbook.practice.cells import content_hash, error_lines, read_record, start_cell
 from defectbook.practice.folders import FolderLock
@@ -32,6 +31,8 @@ if kill_worker and not Path(kill_worker).exists():
     worker = int(Path(f"/proc/{cell}/stat").read_text().rpartition(")")[2].split()[1])
     os.kill(worker, 9)
     time.sleep(30)
+while wait_for and not Path(wait_for).exists():
+    time.sleep(0.05)
 store = Path(os.environ["DEFECTBOOK_STORE"])
 target = store / "tiny" / run_id("tiny", {"seed": seed, "factor": factor})
 if not target.exists():
@@ -65,7 +66,7 @@ def write_tiny(folder: Path, library: str | None = None) -> Path:
     from defectbook.practice.runs import library_hash
 
     code = CODE.replace("LIBRARY", repr(library or library_hash(("core",))))
-    parameters = 'seed = 0\nfactor = 1.0\npause = 0.0\nfail_without = ""\nkill_worker = ""'
+    parameters = 'seed = 0\nfactor = 1.0\npause = 0.0\nfail_without = ""\nkill_worker = ""\nwait_for = ""'
     cells = [code_cell(parameters, "a", ["parameters"]), code_cell(HEAD, "b", []),
              {"cell_type": "markdown", "metadata": {}, "source": "## Storing", "id": "c"}, code_cell(code, "d", [])]
     notebook = {"cells": cells, "metadata": {"kernelspec": {"name": "python3", "language": "python", "display_name": "python3"}},
@@ -126,6 +127,7 @@ def written(tmp_path: Path, text: str | bytes) -> Path:
     ("memory: lots\ngrids: [1]", "memory='lots' is not GB"),
     ("threads: 1.5\ngrids: [1]", "threads=1.5"),
     ("gpus: -1\ngrids: [1]", "gpus=-1"),
+    ("timeout: 0\ngrids: [1]", "timeout=0 is not seconds a cell"),
     ("store: [a]\ngrids: [1]", "store=.* is not a folder"),
     ("store: a\nstore: b\ngrids: [1]", "'store' is given twice, line 1"),
     ("grids: &a [*a]", "an alias, line 1"),
@@ -160,7 +162,7 @@ def test_a_missing_or_broken_file_is_named(tmp_path) -> None:
     with pytest.raises(ParameterError, match="none.yaml: cannot be read"):
         read_grid(tmp_path / "none.yaml")
     (tmp_path / "tiny.ipynb").write_text("{}")
-    with pytest.raises(ParameterError, match="grid 1: the notebook cannot be read"):
+    with pytest.raises(ParameterError, match="grid 1: .*tiny.ipynb: cannot be read as a notebook"):
         read_grid(written(tmp_path, "grids: [{experiment: tiny.ipynb}]"))
 
 
@@ -299,6 +301,17 @@ def test_two_sweeps_at_once(tmp_path) -> None:
     assert not (tmp_path / "results").exists()
 
 
+def test_a_cell_that_takes_too_long_is_stopped_and_the_others_go_on(tmp_path) -> None:
+    write_tiny(tmp_path)
+    path = written(tmp_path, json.dumps({"store": "results", "memory": 0.2, "timeout": 25, "grids": [
+        {"experiment": "tiny.ipynb", "fixed": {"seed": 1, "wait_for": str(tmp_path / "never")}},
+        {"experiment": "tiny.ipynb", "fixed": {"seed": 2}}]}))
+    table = run_sweep(read_grid(path), tmp_path / "sweep", processes=2)
+    assert table.state.tolist() == ["failed", "done"] and "took more than 25 s" in table.why[0] and processes_of(tmp_path / "sweep") == []
+    record = sweeps._run_one(read_grid(path).cells[0], tmp_path / "cell", tmp_path / "results", 1, timeout=0.5)  # what a Ray task does
+    assert record["state"] == "failed" and "took more than 0.5 s" in record["error"][-1] and processes_of(tmp_path / "cell") == []
+
+
 def test_unknown_engine_and_missing_ray(tmp_path, monkeypatch) -> None:
     grid = read_grid(write_grid(tmp_path))
     with pytest.raises(ParameterError, match="unknown engine 'rya': did you mean 'ray'"):
@@ -324,7 +337,9 @@ def test_damaged_records_are_named(tmp_path) -> None:
 # Kills --------------------------------------------------------------------------------------------------------------------------------
 
 PROGRAM = """
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it from birth
 from pathlib import Path
 from defectbook.practice.grids import read_grid
 from defectbook.practice.sweeps import run_sweep
@@ -391,16 +406,6 @@ def test_a_sweep_killed_twice_ends_as_if_it_had_not_been(tmp_path) -> None:
     assert_nothing_lost(tmp_path, calm, 2)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="orphaned cells are ended by Linux only; elsewhere they finish first")
-def test_a_sweep_killed_at_twenty_random_moments(tmp_path) -> None:
-    calm = undisturbed(tmp_path, 6, 1.0)
-    moments = np.random.default_rng(0).uniform(0.5, 8.0, 20).tolist()
-    met = killed(tmp_path, 6, 1.0, moments)
-    assert met >= 5, f"only {met} of 20 kills met a running sweep"
-    assert_nothing_lost(tmp_path, calm, 6)
-
-
 def test_interrupting_leaves_no_process(tmp_path) -> None:
     path = write_grid(tmp_path, 2, {"pause": 60.0})
     process = start(path, tmp_path / "sweep")
@@ -408,7 +413,7 @@ def test_interrupting_leaves_no_process(tmp_path) -> None:
     while not list((tmp_path / "results" / "tiny").glob(".*")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=180)  # its cells get time to end by themselves; a busy machine takes its own
     assert process.returncode != 0 and b"KeyboardInterrupt" in errors
     assert processes_of(tmp_path / "sweep") == []
     assert plan(read_grid(path), tmp_path / "sweep").state.tolist() == ["new", "new"]  # interrupted is not failed
@@ -439,6 +444,9 @@ def test_a_node_that_does_not_see_the_folder_sends_its_runs_back(tmp_path) -> No
     job = sweeps._Job(cell, folder, store, None, "new", "")
     taken = sweeps._take_over(job, record, files)
     assert Path(taken["executed"]).is_file() and plan(grid, tmp_path / "sweep").state.tolist() == ["done"]
+    with pytest.raises(DataError, match="would be written outside"):
+        sweeps._take_over(job, record, {**files, "../../../from_a_node": b"x"})
+    assert not list(tmp_path.parent.rglob("from_a_node"))
     with pytest.raises(StoreError, match="another version of the notebook"):
         sweeps._cell_on_node(cell, folder, store, 1, (tmp_path / "no.lock", "token"), cell.notebook.read_bytes().replace(b"seed * factor", b"seed"))
 

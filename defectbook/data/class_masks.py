@@ -38,8 +38,8 @@ def read_classes(path: Path | str) -> ClassTable:
     """
     try:
         entries = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error}); write {{\"normal\": 0, \"scratch\": 80, ...}}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({str(error)[:200]}); write {{\"normal\": 0, \"scratch\": 80, ...}}") from error
     if not isinstance(entries, dict) or len(entries) < 2:
         raise DataError(f"{path}: expected an object of at least two classes, such as {{\"normal\": 0, \"scratch\": 80}}")
     coloured = any(isinstance(value, list) for value in entries.values())
@@ -57,7 +57,7 @@ def _code(path: Path | str, name: str, value: object, coloured: bool) -> int:
     right = isinstance(levels, list) and len(levels) == (3 if coloured else 1)
     if not right or any(type(level) is not int or not 0 <= level <= 255 for level in levels):
         wanted = "[r, g, b]" if coloured else "a grey value"
-        raise DataError(f"{path}: class {name!r} has value {value!r}; write {wanted} of 0..255 for every class")
+        raise DataError(f"{path}: class {name[:80]!r} has value {str(value)[:80]!r}; write {wanted} of 0..255 for every class")
     return int(np.dot(levels, (65536, 256, 1))) if coloured else levels[0]
 
 # %% ../../nbs/data/10d_class_masks.ipynb #37b8cbdb

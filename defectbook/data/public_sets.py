@@ -15,16 +15,17 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
-from ..core import DataError, ParameterError, Sample, read_image, read_mask, unknown
+from ..core import DataError, ParameterError, Sample, image_size, read_image, read_mask, unknown
 from defectbook.data.datasets import (
     Dataset,
     categories,
     check_mask_size,
     image_files,
+    inside,
     read_elpv,
     read_folder,
+    read_lines,
     readable,
     skipping,
     split_normal,
@@ -46,18 +47,20 @@ def _visa_rows(root: Path) -> list[dict[str, str]]:
     table = root / "split_csv" / "1cls.csv"
     if not table.is_file():
         raise DataError(f"{table}: not found; a VisA folder holds split_csv/1cls.csv and a folder for each object")
-    with open(table, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
+    reader = csv.DictReader(read_lines(table), strict=True)
+    try:
         lacking = {"object", "split", "label", "image", "mask"} - set(reader.fieldnames or ())
         if lacking:
             raise DataError(f"{table}: lacks the columns {', '.join(sorted(lacking))}; restore the file")
         rows = []
         for row in reader:
             if row["split"] not in ("train", "test") or row["label"] not in ("normal", "anomaly") or None in row.values():
-                raise DataError(f"{table}, line {reader.line_num}: split {row['split']!r}, label {row['label']!r}; "
+                raise DataError(f"{table}, line {reader.line_num}: split {str(row['split'])[:40]!r}, label {str(row['label'])[:40]!r}; "
                                 "expected train or test, normal or anomaly")
             rows.append(row)
         return rows
+    except csv.Error as error:
+        raise DataError(f"{table}, line {reader.line_num}: {error}; restore the file") from error
 
 
 def read_visa(root: Path | str | None = None, category: str = "", validation: int | float = 0.1, seed: int = 0,
@@ -89,10 +92,11 @@ def read_visa(root: Path | str | None = None, category: str = "", validation: in
 
 
 def _visa_sample(root: Path, row: dict[str, str]) -> Sample:
-    image, label = root / row["image"], int(row["label"] == "anomaly")
+    table = root / "split_csv" / "1cls.csv"
+    image, label = inside(root, row["image"], table), int(row["label"] == "anomaly")
     if label and not row["mask"]:
-        raise DataError(f"{root / 'split_csv' / '1cls.csv'}: no mask is named for the anomalous image {row['image']}; restore the file")
-    mask = root / row["mask"] if label else None
+        raise DataError(f"{table}: no mask is named for the anomalous image {row['image']}; restore the file")
+    mask = inside(root, row["mask"], table) if label else None
     if not image.is_file() or (mask and not mask.is_file()):
         raise DataError(f"{image if not image.is_file() else mask}: named in split_csv/1cls.csv but missing; unpack the whole archive")
     if mask:
@@ -180,26 +184,19 @@ def _pcb_pair(base: Path, line: str, masks: str) -> tuple[Sample, Sample]:
         image_name, boxes_name = line.split()
     except ValueError as error:
         raise DataError(f"{base}: list line {line[:80]!r} is not 'image annotation'; restore the lists") from error
-    stem = base / Path(image_name).with_suffix("")
+    stem = inside(base, image_name, base).with_suffix("")
     board, template = (stem.with_name(f"{stem.name}_{part}.jpg") for part in ("test", "temp"))
     for path in (board, template):
         if not path.is_file():
             raise DataError(f"{path}: named in the lists but missing; unpack the whole archive")
     check_mask_size(board, template)
-    boxes = read_boxes(base / boxes_name, _size_of(board))
+    boxes = read_boxes(inside(base, boxes_name, base), image_size(board))
     part = Path(image_name).parts[0]
     mask = None if masks == "none" else BoxMask(board, tuple(map(tuple, boxes.tolist())), template if masks == "difference" else None)
     meta = {"kind": "defective", "boxes": boxes, "template": template, "group": f"{part}/{stem.name}"}
     return (Sample(template, None, 0, f"{part}/{template.stem}", {"kind": "good", "group": f"{part}/{stem.name}"}),
             Sample(board, mask, 1, f"{part}/{board.stem}", meta, mask_threshold=None))
 
-
-def _size_of(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read as an image ({error}); restore or remove the file") from error
 
 # %% ../../nbs/data/11b_public_sets.ipynb #06d36e0d
 def read_deeppcb(root: Path | str | None = None, category: str = "", task: str = "detection", validation: float = 0.1, seed: int = 0,
@@ -236,10 +233,10 @@ def _pcb_list(base: Path, part: str, category: str, masks: str, on_error: str, n
     table = base / f"{part}.txt"
     if not table.is_file():
         raise DataError(f"{table}: not found; a DeepPCB folder holds PCBData with trainval.txt, test.txt and the groups")
-    lines = [line for line in table.read_text().splitlines() if line.strip()]
+    lines = [line for line in read_lines(table) if line.strip()]
     if category:
         known = sorted({line.split("/")[0] for name in ("trainval", "test") if (base / f"{name}.txt").is_file()
-                        for line in (base / f"{name}.txt").read_text().split("\n") if line.strip()})
+                        for line in read_lines(base / f"{name}.txt") if line.strip()})
         if category not in known:
             raise DataError(f"{base}: {unknown('category', category, known)}")
         lines = [line for line in lines if line.split("/")[0] == category]

@@ -46,7 +46,9 @@ def read_state(path: Path | str) -> dict[str, Tensor]:
             return load_file(str(path))
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # truncated zip, pickle that wants code, wrong format: torch raises many types
-        reason = " ".join(str(error).split())[:100]
+        # torch advises to load it anyway, which is no advice for a file from somewhere else.
+        wants_code = "weights_only" in str(error).lower() or "weights only" in str(error).lower()
+        reason = "it holds more than tensors, and may be a program" if wants_code else " ".join(str(error).split())[:100]
         raise WeightsError(f"{path}: cannot be read as weights ({type(error).__name__}: {reason}); fetch the file again") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path}: holds {type(state).__name__}, not a dictionary of tensors; save model.state_dict()")

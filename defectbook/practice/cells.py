@@ -7,6 +7,7 @@ __all__ = ['RECORD', 'seen_runs', 'start_cell', 'work', 'newest_notebook', 'erro
            'cell_state', 'failed_record', 'publish']
 
 # %% ../../nbs/practice/62o_cells.ipynb #c63dd166
+import contextlib
 import json
 import os
 import re
@@ -54,13 +55,22 @@ del _witness
 def seen_runs(folder: Path, store: Path) -> tuple[list[Path], list[Path]]:
     """What a cell's kernel touched in the folder `store`: the finished runs, and the drafts that it began and that still lie there."""
     path = folder / "seen.txt"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    drafts = [store / line.removeprefix("draft ") for line in lines if line.startswith("draft ")]
-    # A draft is called .NAME.SUFFIX after the run that it becomes.
-    names = {line.removeprefix("run ") for line in lines if line.startswith("run ")}
-    names |= {str(draft.relative_to(store).with_name(draft.name[1:].rpartition(".")[0])) for draft in drafts}
+    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    # What is a draft by this list will be removed, so only a draft's own name, .NAME.SUFFIX, counts, and only below the store.
+    drafts = [store / name for name in _named(lines, "draft ") if re.fullmatch(r"\.[^.].*\.\w+", Path(name).name)]
+    names = {*_named(lines, "run "), *(str(draft.relative_to(store).with_name(draft.name[1:].rpartition(".")[0])) for draft in drafts)}
     folders = [store / name for name in sorted(names) if "/." not in f"/{name}"]
     return [path for path in folders if (path / "params.json").is_file()], [draft for draft in drafts if draft.is_dir()]
+
+
+def _named(lines: Sequence[str], kind: str) -> list[str]:
+    """What follows `kind` in lines that begin with it, where it is a path below the store."""
+    return [name for line in lines if line.startswith(kind) and _is_below(name := line.removeprefix(kind))]
+
+
+def _is_below(name: str) -> bool:
+    """Whether a relative path stays where it is put: it names a folder in an experiment's folder, and climbs nowhere."""
+    return "\0" not in name and not os.path.isabs(name) and ".." not in Path(name).parts and len(Path(name).parts) > 1
 
 # %% ../../nbs/practice/62o_cells.ipynb #54b17faf
 RECORD = 1  # the schema of record.json
@@ -79,8 +89,9 @@ def start_cell(cell: Cell, folder: Path, store: Path, threads: int = 1) -> subpr
         _remove(draft)
     if (record := folder / "record.json").is_file():
         # A finished cell that runs again looks anew. One that was killed, or failed, may find what it stored without opening it again.
-        if json.loads(record.read_text())["state"] == "done":
-            _remove(folder / "seen.txt")
+        with contextlib.suppress(StoreError):  # a damaged record goes either way
+            if (read_record(folder) or {}).get("state") == "done":
+                _remove(folder / "seen.txt")
         _remove(record)
     write_whole(folder / "witness.py", _WITNESS)
     job = {"experiment": cell.experiment, "parameters": dict(cell.given), "parent": os.getpid(), "key": cell.key, "label": cell.label,
@@ -169,7 +180,7 @@ def error_lines(executed: Path, count: int = 5) -> list[str]:
     try:
         cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
         errors = [output for cell in cells for output in cell.get("outputs", []) if output.get("output_type") == "error"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
     if not errors:
         return []
@@ -205,10 +216,26 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     try:
         record = json.loads(path.read_text())
         if record["schema"] != RECORD:
-            raise StoreError(f"{path}: schema {record['schema']!r} is not {RECORD}; use the version that wrote it, or another output folder")
+            found = str(record["schema"])[:20]
+            raise StoreError(f"{path}: schema {found} is not {RECORD}; use the version that wrote it, or another output folder")
+        _check_record(record)
         return record
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path}: cannot be read ({error}); remove {folder} to run the cell again") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise StoreError(f"{path}: cannot be read ({type(error).__name__}: {str(error)[:100]}); remove {folder} to run the cell again") from error
+
+
+def _check_record(record: Mapping[str, Any]) -> None:
+    """Raises `ValueError` or `KeyError` for values that no cell has written."""
+    kinds = {"key": str, "label": str, "state": str, "error": list, "executed": str, "seconds": (int, float), "runs": dict,
+             "peak_memory_mb": (int, float, type(None))}
+    for name, kind in kinds.items():
+        if not isinstance(record[name], kind):
+            raise ValueError(f"{name} is {type(record[name]).__name__}")
+    if record["state"] not in ("done", "failed") or not all(isinstance(line, str) for line in record["error"]):
+        raise ValueError(f"state {record['state'][:20]!r}")
+    for name, digest in record["runs"].items():
+        if not isinstance(digest, str) or not _is_below(name):
+            raise ValueError(f"run {name[:40]!r}")
 
 
 def cell_state(record: Mapping[str, Any] | None, store: Path) -> tuple[str, str]:

@@ -19,6 +19,7 @@ from .. import __version__
 from ..core import DefectbookError, ParameterError, write_whole
 from .commands import Parser, add_info, add_output_options, add_runs, add_sweep, show
 from .experiments import default_parameters, experiments, find_experiment, parse_value, run_experiment
+from .fit_command import add_fit
 from .predict_command import add_predict
 
 # %% ../../nbs/practice/65_cli.ipynb #88b781f9
@@ -156,6 +157,7 @@ _EPILOG = """examples:
   defectbook run patchcore_elpv -p cell_type=poly -p seed=1  one experiment
   defectbook sweep seeds.yaml --dry-run                      many
   defectbook runs table patchcore_elpv                       their figures
+  defectbook fit patchcore good_parts/ --out model           a detector of your own
   defectbook predict model line/ --out monday                a saved detector on new images
   defectbook annotate photos --classes hole,scratch          masks drawn by clicks
 
@@ -180,8 +182,8 @@ def build_parser() -> argparse.ArgumentParser:
     run.set_defaults(command=_run)
 
     add_output_options(run)
-    below = [run, *add_sweep(commands), *add_runs(commands), *add_predict(commands), *_add_annotate(commands), *_add_data_commands(commands),
-             *add_info(commands)]
+    below = [run, *add_sweep(commands), *add_runs(commands), *add_fit(commands), *add_predict(commands), *_add_annotate(commands),
+             *_add_data_commands(commands), *add_info(commands)]
     for command in below:
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser

@@ -157,27 +157,30 @@ def _figures(metrics: Any) -> str:
 
 
 def _list(args: argparse.Namespace) -> None:
-    from defectbook.practice.store_tools import tidy
+    from defectbook.practice.store_tools import reading, tidy
+
+    def line(run: Any) -> str:
+        with reading(run):
+            return f"{run.folder.parent.name}/{run.id}  {_figures(run.metrics)}  [{run.provenance['preset']}{', stale' if run.stale else ''}]"
 
     store = _open_store(args)
     runs = store.runs(args.experiment or "*")
-    lines = (f"{run.folder.parent.name}/{run.id}  {_figures(run.metrics)}  [{run.provenance['preset']}{', stale' if run.stale else ''}]"
-             for run in runs)
-    show(args, tidy(runs) if args.json else None, lambda: "\n".join([f"{len(runs)} runs in {store.path}", *lines]))
+    show(args, tidy(runs) if args.json else None, lambda: "\n".join([f"{len(runs)} runs in {store.path}", *map(line, runs)]))
 
 
 def _show(args: argparse.Namespace) -> None:
-    from defectbook.practice.store_tools import find_run
+    from defectbook.practice.store_tools import find_run, reading
 
     run = find_run(_open_store(args), args.run)
-    params, made = run.params, run.provenance
-    value = {"experiment": run.folder.parent.name, "run": run.id, "folder": str(run.folder), "stale": run.stale, **params, "provenance": made,
-             "metrics": run.metrics.to_dict(orient="records")}
-    words = {"folder": run.folder, "stale": run.stale, **params["parameters"]}
-    words |= {name: made.get(name) for name in ("commit", "device", "preset", "seconds")}
-    if args.verbose:
-        words |= {name: value for name, value in made.items() if name not in words} | {"identity": params["identity"]}
-    show(args, value, lambda: "\n".join([*(f"{name}: {value}" for name, value in words.items()), "", _aligned(run.metrics)]))
+    with reading(run):
+        params, made, metrics = run.params, run.provenance, run.metrics
+        value = {"experiment": run.folder.parent.name, "run": run.id, "folder": str(run.folder), "stale": run.stale, **params, "provenance": made,
+                 "metrics": metrics.to_dict(orient="records")}
+        words = {"folder": run.folder, "stale": run.stale, **params["parameters"]}
+        words |= {name: made.get(name) for name in ("commit", "device", "preset", "seconds")}
+        if args.verbose:
+            words |= {name: value for name, value in made.items() if name not in words} | {"identity": params["identity"]}
+    show(args, value, lambda: "\n".join([*(f"{name}: {value}" for name, value in words.items()), "", _aligned(metrics)]))
 
 
 def _diff(args: argparse.Namespace) -> None:

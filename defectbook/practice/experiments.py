@@ -46,21 +46,27 @@ def find_experiment(name: str) -> Path:
 
 # %% ../../nbs/practice/62b_experiments.ipynb #4340ff5c
 def default_parameters(notebook: Path) -> dict[str, tuple[Any, str]]:
-    """Name -> (default, comment) of the cell tagged `parameters`. Raises `ParameterError` when there is none or it holds no literals."""
+    """Name -> (default, comment) of the cell tagged `parameters`; the cell is read and not run.
+
+    Raises `ParameterError` when the file is no notebook, there is no such cell, or it holds anything but literals.
+    """
     import json
 
-    cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
-    tagged = [cell for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
+    try:
+        cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+        tagged = ["".join(cell["source"]) for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
+        statements = [ast.parse(source).body for source in tagged]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SyntaxError, RecursionError, MemoryError) as error:
+        raise ParameterError(f"{notebook}: cannot be read as a notebook ({type(error).__name__}: {str(error)[:100]}); restore it") from error
     if len(tagged) != 1:
         raise ParameterError(f"{notebook}: {len(tagged)} cells tagged 'parameters'; an experiment has exactly one")
-    source = "".join(tagged[0]["source"])
-    comments = {line.split("=")[0].strip(): line.partition("#")[2].strip() for line in source.splitlines() if "=" in line}
+    comments = {line.split("=")[0].strip(): line.partition("#")[2].strip() for line in tagged[0].splitlines() if "=" in line}
     found = {}
-    for statement in ast.parse(source).body:
+    for statement in statements[0]:
         try:
             (target,) = statement.targets
             found[target.id] = (ast.literal_eval(statement.value), comments.get(target.id, ""))
-        except (AttributeError, ValueError) as error:
+        except (AttributeError, ValueError, TypeError, RecursionError, MemoryError) as error:
             raise ParameterError(f"{notebook}, parameters cell, line {statement.lineno}: not of the form name = literal; "
                                  "move derived values to the next cell") from error
     return found
@@ -73,7 +79,7 @@ def parse_value(text: str) -> Any:
         return words[text.lower()]
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return text
 
 

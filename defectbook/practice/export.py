@@ -103,13 +103,13 @@ def export_checked(graph: nn.Module, answer: Callable[[np.ndarray], np.ndarray],
             seconds = {"torch": min(seconds["torch"], between - started), "onnx": min(seconds["onnx"], time.perf_counter() - between)}
             if found.shape != expected.shape:
                 raise ValueError(f"it gives {found.shape}, and the library {expected.shape}")
-            if not np.isfinite(found).all():
-                raise ValueError("it gives values that are not finite")
+            if not (np.isfinite(found).all() and np.isfinite(expected).all()):  # no comparison with NaN is ever false enough
+                raise ValueError("it or the library gives values that are not finite")
             difference, largest = max(difference, float(np.abs(found - expected).max())), max(largest, float(np.abs(expected).max()))
     except Exception as error:  # the exporter and onnxruntime raise their own types
         raise WeightsError(f"{path}: cannot be exported ({type(error).__name__}: {str(error)[:200]}); nothing was written") from error
     relative = difference / largest if largest else difference
-    if relative > tolerance:
+    if not relative <= tolerance:  # so that a tolerance of NaN refuses too
         raise WeightsError(f"{path}: the exported graph differs by {relative:.1e} of the largest value, more than {tolerance:.0e}; "
                            "nothing was written")
     write_whole(path, model.SerializeToString())

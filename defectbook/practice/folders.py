@@ -40,7 +40,12 @@ class FolderLock:
             raise StoreError(f"{folder}: is open in another {name} (process {holder.get('pid', '?')} on {holder.get('host', '?')}, since "
                              f"{holder.get('since', '?')}); close that one, or choose another output folder") from error
         self.stale = self._read()
-        self._say({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")})
+        try:
+            self._say({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")})
+        except StoreError:  # a full disk: whoever gets this error holds nothing
+            os.close(self._file)
+            self._file = -1
+            raise
 
     def _read(self) -> dict[str, Any]:
         try:

@@ -44,13 +44,13 @@ def code_hash(notebook: Path) -> str:
     try:
         cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
         return sha256_json(["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ParameterError(f"{notebook}: cannot be read as a notebook ({error}); restore it") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ParameterError(f"{notebook}: cannot be read as a notebook ({type(error).__name__}: {str(error)[:100]}); restore it") from error
 
 # %% ../../nbs/practice/62n_grids.ipynb #8a910ee7
 LARGEST_FILE, MOST_CELLS = 64 << 10, 10_000
 KEYS = {"grids": "a list of grids", "store": "a folder", "processes": "a whole number above 0", "threads": "a whole number above 0",
-        "memory": "GB a process, a number above 0", "gpus": "GPUs a cell, a number from 0"}
+        "memory": "GB a process, a number above 0", "gpus": "GPUs a cell, a number from 0", "timeout": "seconds a cell, a number above 0"}
 GRID_KEYS = {"experiment": "a name or a notebook's path", "fixed": "a mapping from parameters to values",
              "vary": "a mapping from parameters to lists of values", "seeds": "a number of seeds, or a list of them"}
 
@@ -59,7 +59,8 @@ GRID_KEYS = {"experiment": "a name or a notebook's path", "fixed": "a mapping fr
 class Grid:
     """The cells of a sweep file, and what the file says of the machine; None where it says nothing.
 
-    store: the folder for runs, "" for the usual one. threads: a process. memory: GB a process. gpus: a cell, with Ray.
+    store: the folder for runs, "" for the usual one. threads: a process. memory: GB a process. gpus: a cell, with Ray. timeout: seconds that a
+    cell may take.
     """
 
     file: Path
@@ -69,6 +70,7 @@ class Grid:
     threads: int | None = None
     memory: float | None = None
     gpus: float = 0.0
+    timeout: float | None = None
     duplicates: int = field(default=0)
 
 
@@ -86,7 +88,7 @@ def read_grid(file: Path | str) -> Grid:
     if not isinstance(grids, list) or not grids:
         raise ParameterError(f"{file}: grids={_short(grids)} is not {KEYS['grids']}; write `grids:` and below it `- experiment: NAME`")
     machine = {key: _number(file, key, content[key], whole=key in ("processes", "threads"), least=0 if key == "gpus" else None)
-               for key in ("processes", "threads", "memory", "gpus") if content.get(key) is not None}
+               for key in ("processes", "threads", "memory", "gpus", "timeout") if content.get(key) is not None}
     store = content.get("store") or ""
     if not isinstance(store, str) or "\0" in store:
         raise ParameterError(f"{file}: store={_short(store)} is not {KEYS['store']}; give its path in quotes")
@@ -184,8 +186,8 @@ def _named(place: str, act: Any) -> Any:
         return act()
     except ParameterError as error:
         raise ParameterError(f"{place}: {error}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
-        raise ParameterError(f"{place}: the notebook cannot be read ({error}); restore it") from error
+    except (OSError, ValueError) as error:  # a path that cannot be one
+        raise ParameterError(f"{place}: the notebook cannot be read ({getattr(error, 'strerror', None) or error}); restore it") from error
 
 
 def _mapping(place: str, key: str, grid: Mapping[str, Any]) -> Mapping[str, Any]:

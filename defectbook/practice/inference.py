@@ -25,9 +25,11 @@ from PIL.PngImagePlugin import PngInfo
 
 from defectbook.core import (
     DataError,
+    DefectbookError,
     ParameterError,
     Sample,
     StoreError,
+    WeightsError,
     make_folder,
     progress,
     read_image,
@@ -192,6 +194,18 @@ def _remove_own(out: Path) -> None:
         raise StoreError(f"{error.filename or out}: cannot be removed ({error.strerror}); choose a new folder") from error
 
 
+_WHOLE = ("label", "area", "largest_area", "box_left", "box_top", "box_width", "box_height", "width", "height")
+
+
+def _is_row(row: Any) -> bool:
+    """Whether a line of records.jsonl is what `_predict_one` returns; of an empty mask the box is None."""
+    if not isinstance(row, dict) or set(row) != {*COLUMNS, "sha256"}:
+        return False
+    whole = all(type(row[name]) is int and abs(row[name]) < 1 << 62 or (row[name] is None and name.startswith("box_")) for name in _WHOLE)
+    numbers = all(type(row[name]) in (int, float) for name in ("score", "threshold", "mask_threshold", "clipped", "seconds"))
+    return whole and numbers and all(isinstance(row[name], str) and "\0" not in row[name] for name in ("file", "error", "sha256"))
+
+
 class _Journal:
     """The finished images of a folder of results: name -> row, on disk line by line."""
 
@@ -204,9 +218,9 @@ class _Journal:
         for line in lines:
             try:
                 row = json.loads(line)
-                if set(row) == {*COLUMNS, "sha256"}:
+                if _is_row(row):
                     self.rows[row["file"]] = row
-            except (ValueError, TypeError):  # cut in two by a kill: that image is done again
+            except (ValueError, RecursionError):  # cut in two by a kill: that image is done again
                 continue
         if lines:
             write_whole(path, "".join(json.dumps(row) + "\n" for row in self.rows.values()))
@@ -276,8 +290,7 @@ def predict_folder(model: Path | str, images: Sequence[Path | str], out: Path | 
 
 def _typed(table: pd.DataFrame) -> pd.DataFrame:
     """Whole numbers stay whole beside empty cells."""
-    whole = ("label", "area", "largest_area", "box_left", "box_top", "box_width", "box_height", "width", "height")
-    return table.astype({name: "Int64" for name in whole}).astype({"error": object}).fillna({"error": ""})
+    return table.astype({name: "Int64" for name in _WHOLE}).astype({"error": object}).fillna({"error": ""})
 
 
 def _places(name: str, out: Path, maps: str, overlays: bool) -> dict[str, Path]:
@@ -303,12 +316,27 @@ def _hash(path: Path) -> str:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions and the disk") from error
 
 
+def _judge(detector: Any, image: np.ndarray, name: str, path: Path) -> tuple[np.ndarray, float]:
+    """Map and score of an image. Raises `DataError` for one that is too large for the memory, `WeightsError` for a model that cannot judge."""
+    try:
+        prediction = detector.predict([Sample(image, name=name)])
+        return prediction.maps[0], float(prediction.scores[0])
+    except MemoryError as error:
+        raise DataError(f"{path}: an image of {image.shape[1]}x{image.shape[0]} px is too large for the memory here; cut it into tiles") from error
+    except DefectbookError as error:
+        if str(path) in str(error):
+            raise
+        raise type(error)(f"{path}: {error}") from error
+    except Exception as error:  # a model's files that do not fit each other fail in NumPy, OpenCV or torch
+        raise WeightsError(f"{path}: the model cannot judge it ({type(error).__name__}: {str(error)[:200]}); check the model's folder, or fit it "
+                           "again") from error
+
+
 def _predict_one(detector: Any, name: str, path: Path, out: Path, threshold: Threshold, maps: str, overlays: bool) -> dict[str, Any]:
     """Predict one image and write its files; the row for the table. Raises `DataError` when it cannot be read or judged, `StoreError`."""
     digest, started = _hash(path), time.perf_counter()
     image = read_image(path)
-    prediction = detector.predict([Sample(image, name=name)])
-    found, score = prediction.maps[0], float(prediction.scores[0])
+    found, score = _judge(detector, image, name, path)
     if not (np.isfinite(score) and np.isfinite(found).all()):
         raise DataError(f"{path}: its map or score is not finite; check the image and the model")
     mask = found >= threshold.pixel

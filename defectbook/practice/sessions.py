@@ -63,7 +63,10 @@ class Session:
             undo.callback(self._lock.release)
             self._log = EventLog(self.out / "log.jsonl")
             undo.callback(self._log.close)
-            self.ledger = Ledger(self._log.events)
+            try:
+                self.ledger = Ledger(self._log.events)
+            except StoreError as error:
+                raise StoreError(f"{self._log.path}: {error}") from error
             self.masks, self._state = MaskFiles(self.out / "masks"), self.out / "model.safetensors"
             self._pictures, self._embeddings = Ahead(3), Ahead(8)
             undo.callback(self._embeddings.close)
@@ -324,6 +327,8 @@ class Session:
     def _check_picture(self, picture: Picture) -> None:
         """Log what is looked at. Raises `DataError` when the image is another than the one that was annotated."""
         page, size = self.page, tuple(picture.image.shape[:2])
+        if page.marks and page.size is None:
+            raise DataError(f"{self.name}: the log does not say of which size it was when it was annotated; restore {self._log.path.name}")
         if page.marks and page.size != size:
             raise DataError(f"{self.name}: is {size[1]}x{size[0]} px now, and its masks are {page.size[1]}x{page.size[0]}; restore the image")
         if page.marks and page.pixels != picture.pixels:

@@ -10,6 +10,7 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 import time
 from collections import deque
@@ -21,6 +22,7 @@ from typing import Any
 import pandas as pd
 
 from ..core import ParameterError, StoreError, make_folder, progress, unknown, write_whole
+from ..data.fetching import safe_name
 from .cells import cell_state, failed_record, publish, read_record, save_record, stage, start_cell
 from .folders import FolderLock
 from .grids import Cell, Grid
@@ -98,11 +100,12 @@ def available_memory() -> float | None:
 
 @dataclass(frozen=True)
 class Share:
-    """How a machine is divided: processes, threads a process, GB a process."""
+    """How a machine is divided: processes, threads a process, GB a process. timeout: seconds that a cell may take, or None."""
 
     processes: int
     threads: int
     memory: float
+    timeout: float | None = None
 
 
 def divide(grid: Grid, jobs: int, peak_mb: float | None = None, processes: int | None = None) -> Share:
@@ -119,7 +122,7 @@ def divide(grid: Grid, jobs: int, peak_mb: float | None = None, processes: int |
         raise ParameterError(f"{grid.file}: a process needs {memory:.1f} GB and {free:.1f} are available; free some, or correct memory in the file")
     wanted = processes or grid.processes or cores
     count = max(1, min(wanted, jobs, int(free / memory) if free is not None else wanted))
-    return Share(count, grid.threads or max(1, cores // count), memory)
+    return Share(count, grid.threads or max(1, cores // count), memory, grid.timeout)
 
 # %% ../../nbs/practice/63_sweeps.ipynb #bd80a6e6
 def _run_here(jobs: Sequence[_Job], share: Share, say: Callable[[str], None]) -> Iterator[tuple[_Job, Mapping[str, Any]]]:
@@ -132,10 +135,13 @@ def _run_here(jobs: Sequence[_Job], share: Share, say: Callable[[str], None]) ->
                 job = waiting.popleft()
                 running[job] = (start_cell(job.cell, job.folder, job.store, share.threads), time.perf_counter())
             for job, (process, started) in list(running.items()):
+                seconds = time.perf_counter() - started
+                if late := share.timeout is not None and seconds > share.timeout:
+                    _stop([process])
                 if process.poll() is not None:
                     del running[job]
-                    seconds = time.perf_counter() - started
-                    yield job, read_record(job.folder) or failed_record(job.cell, job.folder, _ended(process.returncode), seconds)
+                    why = _too_long(share.timeout) if late else _ended(process.returncode)
+                    yield job, read_record(job.folder) or failed_record(job.cell, job.folder, why, seconds)
             if time.perf_counter() - looked > 1:
                 looked = time.perf_counter()
                 short = "waiting for memory; " if waiting and len(running) < share.processes else ""
@@ -156,6 +162,10 @@ def _ended(code: int) -> list[str]:
         return [f"the process ended with exit code {code} and left no record"]
     name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
     return [f"the process was ended by {name}" + ("; was there enough memory? set memory in the file" if name == "SIGKILL" else "")]
+
+
+def _too_long(timeout: float) -> list[str]:
+    return [f"it took more than {timeout:g} s and was stopped; raise timeout in the file if that is not enough"]
 
 
 def _stop(processes: Sequence[Any], patience: float = 5.0) -> None:
@@ -192,12 +202,14 @@ def _run_on_ray(jobs: Sequence[_Job], share: Share, say: Callable[[str], None], 
         resources = {} if address else {"num_cpus": share.processes * share.threads, "include_dashboard": False}
         try:
             ray.init(address=address or "local", log_to_driver=False, logging_level="error", **resources)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            raise ParameterError(f"address={address!r}: no Ray cluster answers ({str(error)[:120]}); start one with `ray start --head`") from error
+        except Exception as error:  # Ray raises a plain one when a busy machine is too slow for it
+            remedy = "start one with `ray start --head`" if address else "try again when the machine is less busy, or use engine='local'"
+            raise ParameterError(f"address={address!r}: no Ray cluster answers ({str(error)[:120]}); {remedy}") from error
     waiting: dict[Any, _Job] = {}
     try:
         task = ray.remote(num_cpus=share.threads, num_gpus=gpus, memory=int(share.memory * 1e9), max_retries=RETRIES)(_cell_on_node)
-        waiting = {task.remote(job.cell, job.folder, job.store, share.threads, token, job.cell.notebook.read_bytes()): job for job in jobs}
+        waiting = {task.remote(job.cell, job.folder, job.store, share.threads, token, job.cell.notebook.read_bytes(), share.timeout): job
+                   for job in jobs}
         while waiting:
             ready, _ = ray.wait(list(waiting), num_returns=1, timeout=1)
             for reference in ready:
@@ -218,12 +230,12 @@ def _run_on_ray(jobs: Sequence[_Job], share: Share, say: Callable[[str], None], 
                 ray.cancel(reference, force=True)
 
 
-def _cell_on_node(cell: Cell, folder: Path, store: Path, threads: int, token: tuple[Path, str],
-                  notebook: bytes) -> tuple[dict[str, Any], dict[str, bytes] | None]:
+def _cell_on_node(cell: Cell, folder: Path, store: Path, threads: int, token: tuple[Path, str], notebook: bytes,
+                  timeout: float | None = None) -> tuple[dict[str, Any], dict[str, bytes] | None]:
     """What a Ray task does: run the cell; returns its record, and its files if the sweep's folder is not to be seen from here."""
     with contextlib.suppress(OSError):
         if token[0].read_text() == token[1]:
-            return _run_one(cell, folder, store, threads), None
+            return _run_one(cell, folder, store, threads, timeout), None
     with tempfile.TemporaryDirectory() as place:
         here = Path(place) / "cell"
         make_folder(here)
@@ -237,20 +249,23 @@ def _cell_on_node(cell: Cell, folder: Path, store: Path, threads: int, token: tu
             local = replace(cell, notebook=find_experiment(cell.experiment))
         if local.key != cell.key:
             raise StoreError(f"{cell.label}: this node has another version of the notebook; install the same defectbook on all nodes")
-        record = _run_one(local, here, Path(place) / "results", threads)
+        record = _run_one(local, here, Path(place) / "results", threads, timeout)
         paths = [path for part in ("cell", "results") for path in (Path(place) / part).rglob("*") if path.is_file()]
         return record, {path.relative_to(place).as_posix(): path.read_bytes() for path in paths if not path.name.startswith(".")}
 
 
-def _run_one(cell: Cell, folder: Path, store: Path, threads: int) -> dict[str, Any]:
-    """Run one cell and wait for it."""
-    started = time.perf_counter()
+def _run_one(cell: Cell, folder: Path, store: Path, threads: int, timeout: float | None = None) -> dict[str, Any]:
+    """Run one cell and wait for it, `timeout` seconds at most."""
+    started, late = time.perf_counter(), False
     process = start_cell(cell, folder, store, threads)
     try:
-        process.wait()
+        process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        late = True
     finally:
         _stop([process])
-    return read_record(folder) or failed_record(cell, folder, _ended(process.returncode), time.perf_counter() - started)
+    why = _too_long(timeout) if late else _ended(process.returncode)
+    return read_record(folder) or failed_record(cell, folder, why, time.perf_counter() - started)
 
 
 def _take_over(job: _Job, record: dict[str, Any], files: Mapping[str, bytes] | None) -> Mapping[str, Any]:
@@ -260,7 +275,7 @@ def _take_over(job: _Job, record: dict[str, Any], files: Mapping[str, bytes] | N
     make_folder(job.folder)
     with tempfile.TemporaryDirectory(dir=job.folder) as place:
         for name, content in files.items():
-            target = Path(place) / name
+            target = Path(place) / safe_name(name, "what the node sent")
             make_folder(target.parent)
             target.write_bytes(content)
         publish(Path(place) / "results", job.store)
