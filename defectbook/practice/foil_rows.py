@@ -221,7 +221,8 @@ def _weights_or_ones(recipe: Recipe, regions: Regions) -> np.ndarray:
 
 
 def describe_patches(training: Regions, recipe_name: str, schedule: Schedule, seed: int) -> pd.DataFrame:
-    """The first round's patches, one row a class and network: `samples` that show the class, and its `pixels` (FOIL, Tables 3.3 to 3.5)."""
+    """The first round's patches, one row a class and network: how many `patches`, of them `distinct`, `samples` that show the class, and its
+    `pixels` (FOIL, Tables 3.3 to 3.5)."""
     recipe, rows = find_recipe(recipe_name), []
     tasks = [training.only(kind) for kind in range(1, len(training.classes))] if recipe.binary else [training]
     for task in tasks:
@@ -230,8 +231,9 @@ def describe_patches(training: Regions, recipe_name: str, schedule: Schedule, se
         windows = stream.windows(0)
         counts = np.concatenate([window_counts(task.masks[item], *windows[windows[:, 0] == item, 1:].T, schedule.patch, len(task.classes))
                                  for item in np.unique(windows[:, 0])])
-        rows += [{"network": task.classes[1] if recipe.binary else "all", "class": name, "patches": len(windows),
-                  "samples": int((counts[:, kind] > 0).sum()), "pixels": int(counts[:, kind].sum())} for kind, name in enumerate(task.classes)]
+        drawn = {"network": task.classes[1] if recipe.binary else "all", "patches": len(windows), "distinct": len(np.unique(windows, axis=0))}
+        rows += [{**drawn, "class": name, "samples": int((counts[:, kind] > 0).sum()), "pixels": int(counts[:, kind].sum())}
+                 for kind, name in enumerate(task.classes)]
     return pd.DataFrame(rows)
 
 # %% ../../nbs/practice/62p_foil_rows.ipynb #07ff1bf6
@@ -302,7 +304,8 @@ def run_foil(experiment: str, model: str, store: RunStore, *, preset: str = "sma
 
 def judge_run(segmenter: ImbalancedSegmenter, training: Regions, validation: Regions,
               reading: str = "normals") -> tuple[Run, dict[str, pd.DataFrame], list[Panel]]:
-    """(the run, its tables, its panels) of a fitted segmenter: every kept iteration is judged, the last one in detail."""
+    """(the run, its tables, its panels) of a fitted segmenter: every kept iteration is judged, the last one in detail, and the last one on the
+    training regions too (table "fitted"): what is better there was learned by heart."""
     classes, schedule, seed = validation.classes[1:], segmenter.schedule, segmenter.seed
     checkpoints: dict[int, dict[str, Counts]] = {}
     for iteration in progress(segmenter.kept, "judging"):  # in order: the last one's answers are used again below
@@ -320,6 +323,7 @@ def judge_run(segmenter: ImbalancedSegmenter, training: Regions, validation: Reg
     tables = {"checkpoints": pd.concat(by_iteration, ignore_index=True), "regions": pd.concat(by_region, ignore_index=True),
               "confusion": confusion_table(validation, answers), "shifted": shifted_counts(segmenter, validation, answers, prior),
               "classes": describe_classes(training, validation, segmenter.name),
+              "fitted": count_table({name: counts.sum(0) for name, counts in judge(segmenter, training).items()}, classes),
               "patches": describe_patches(training, segmenter.name, schedule, seed),
               "losses": pd.DataFrame([{"network": number, "iteration": (round_ + 1) * schedule.refresh, "loss": loss}
                                       for number, trained in enumerate(segmenter.trained) for round_, loss in enumerate(trained.losses)])}
