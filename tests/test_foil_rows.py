@@ -144,6 +144,16 @@ def test_a_run_holds_what_pages_need(model: str, tmp_path: Path) -> None:
     assert sorted(run.table("checkpoints").iteration.unique()) == [2, 4]
     assert (run.table("shifted") is None or len(run.table("shifted")) == 0) == RECIPES[model].binary
     assert [panel.choice for panel in run.panels()] == ["best", "median", "worst", "most disputed", "most overlooked", "most cavities"]
+    agreement = run.table("agreement")
+    for reference, column in (("annotation", "annotated"), ("truth", "true")):
+        counts = run.table("regions").query("reference == @reference").groupby("class")[["tp", "fp", "fn", "tn"]].sum()
+        for short, called, there in (("tp", True, True), ("fp", True, False), ("fn", False, True), ("tn", False, False)):
+            cells = agreement[(agreement.called == called) & (agreement[column] == there)].groupby("class").pixels.sum()
+            assert cells.equals(counts[short].rename("pixels"))
+    fitted = run.table("fitted").query("reference == 'annotation'").set_index("class")
+    assert (fitted.tp + fitted.fn).tolist() == run.table("classes").training_annotation.tolist()[1:]
+    patches = run.table("patches")
+    assert ((0 < patches.distinct) & (patches.distinct <= patches.patches)).all()
     counted = run.table("classes")
     assert counted.training_annotation.sum() == counted.training_truth.sum() > 0
     assert counted.weight.tolist() == ([0, 1, 1, 1, 1] if model == "binary" else [1] * 5) and ("rest" in counted) == (model == "binary")

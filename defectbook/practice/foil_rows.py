@@ -6,8 +6,8 @@
 __all__ = ['SIZES', 'FOIL_SEED', 'REFERENCES', 'ANNOTATIONS', 'TAUS', 'RATES', 'NAMES', 'COLOURS', 'PANEL_WIDTH', 'sizes_of',
            'schedule_of', 'open_foils', 'count_claims', 'references', 'judge', 'rate_rows', 'count_table',
            'stability_rows', 'paint_classes', 'region_panel', 'region_dice', 'choose_regions', 'as_picture',
-           'three_way_panels', 'describe_classes', 'describe_patches', 'shifted_counts', 'confusion_table',
-           'foil_identity', 'run_foil', 'judge_run']
+           'three_way_panels', 'describe_classes', 'describe_patches', 'shifted_counts', 'agreement_table',
+           'confusion_table', 'foil_identity', 'run_foil', 'judge_run']
 
 # %% ../../nbs/practice/62p_foil_rows.ipynb #e94e8d6b
 import shutil
@@ -254,6 +254,24 @@ def shifted_counts(segmenter: ImbalancedSegmenter, regions: Regions, answers: Se
     return pd.concat([count_table({name: counts}, regions.classes[1:], tau=tau) for (tau, name), counts in totals.items()], ignore_index=True)
 
 
+def agreement_table(segmenter: ImbalancedSegmenter, regions: Regions, answers: Sequence[np.ndarray]) -> pd.DataFrame:
+    """Pixels of each defect class by whether they are called, annotated and true, on all regions: columns class, called, annotated, true, pixels.
+
+    What is called and true but not annotated counts as a false alarm on the annotation, and is none. Empty where no truth is known.
+    """
+    columns = ["class", "called", "annotated", "true", "pixels"]
+    if regions.truths is None:
+        return pd.DataFrame(columns=columns)
+    totals = np.zeros((len(regions.classes) - 1, 8), np.int64)
+    for scores, mask, truth in zip(answers, regions.masks, regions.truths, strict=True):
+        for kind, claimed in enumerate(segmenter.claims(scores), 1):
+            code = 4 * claimed.astype(np.int64) + 2 * (mask == kind) + (truth == kind)
+            totals[kind - 1] += np.bincount(code.ravel(), minlength=8)
+    rows = [(name, bool(code & 4), bool(code & 2), bool(code & 1), int(pixels))
+            for name, row in zip(regions.classes[1:], totals, strict=True) for code, pixels in enumerate(row)]
+    return pd.DataFrame(rows, columns=columns)
+
+
 def confusion_table(regions: Regions, answers: Sequence[np.ndarray]) -> pd.DataFrame:
     """Pixels of each class called each class by the argmax of `answers`, on all regions: columns reference, class, called, pixels."""
     judged, size = references(regions), len(regions.classes)
@@ -321,7 +339,8 @@ def judge_run(segmenter: ImbalancedSegmenter, training: Regions, validation: Reg
     by_region = [count_table({name: counts[index] for name, counts in last.items()}, classes, region=region)
                  for index, region in enumerate(validation.names)]
     tables = {"checkpoints": pd.concat(by_iteration, ignore_index=True), "regions": pd.concat(by_region, ignore_index=True),
-              "confusion": confusion_table(validation, answers), "shifted": shifted_counts(segmenter, validation, answers, prior),
+              "confusion": confusion_table(validation, answers),
+              "agreement": agreement_table(segmenter, validation, answers), "shifted": shifted_counts(segmenter, validation, answers, prior),
               "classes": describe_classes(training, validation, segmenter.name),
               "fitted": count_table({name: counts.sum(0) for name, counts in judge(segmenter, training).items()}, classes),
               "patches": describe_patches(training, segmenter.name, schedule, seed),
