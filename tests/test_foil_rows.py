@@ -146,7 +146,8 @@ def test_a_run_holds_what_pages_need(model: str, tmp_path: Path) -> None:
     assert [panel.choice for panel in run.panels()] == ["best", "median", "worst", "most disputed", "most overlooked", "most cavities"]
     agreement = run.table("agreement")
     for reference, column in (("annotation", "annotated"), ("truth", "true")):
-        counts = run.table("regions").query("reference == @reference").groupby("class")[["tp", "fp", "fn", "tn"]].sum()
+        regions = run.table("regions")
+        counts = regions[regions.reference == reference].groupby("class")[["tp", "fp", "fn", "tn"]].sum()
         for short, called, there in (("tp", True, True), ("fp", True, False), ("fn", False, True), ("tn", False, False)):
             cells = agreement[(agreement.called == called) & (agreement[column] == there)].groupby("class").pixels.sum()
             assert cells.equals(counts[short].rename("pixels"))
