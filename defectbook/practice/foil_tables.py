@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEFECTS', 'GAP', 'MEASURES', 'foil_runs', 'read_counts', 'region_counts', 'class_rates', 'rate_table',
            'printed_rates', 'changes', 'compare_models', 'stability_table', 'printed_stability', 'heart_table',
-           'disputed_table', 'rank_agreement', 'panel_parts']
+           'disputed_table', 'rank_agreement', 'agreement_interval', 'panel_parts']
 
 # %% ../../nbs/practice/62s_foil_tables.ipynb #a1eae12a
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ from ..data.foil import FOIL_CLASSES
 from ..methods.imbalance import RECIPES
 from ..metrics.pixel import Counts
 from ..metrics.published import published
-from ..metrics.statistics import Comparison, paired_bootstrap, psomt
+from ..metrics.statistics import Comparison, Interval, bootstrap_interval, paired_bootstrap, psomt
 from .foil_rows import NAMES, RATES, REFERENCES
 from .runs import RunStore, StoredRun
 
@@ -182,6 +182,23 @@ def rank_agreement(first: pd.Series, second: pd.Series) -> tuple[float, int, flo
     one, other = (np.sign(np.subtract.outer(values.to_numpy(), values.to_numpy())) for values in (both["first"], both["second"]))
     swapped = int((one * other < 0).sum()) // 2
     return float(kendalltau(both["first"], both["second"]).statistic), swapped, swapped / (len(both) * (len(both) - 1) / 2)
+
+# %% ../../nbs/practice/62s_foil_tables.ipynb #9b4d7558
+def agreement_interval(runs: Mapping[str, Sequence[StoredRun]], metric: str = "dice", kind: str = "mean", resamples: int = 500) -> Interval:
+    """Kendall's tau between the models' order by the annotation and by the truth, with its bootstrap interval over regions.
+
+    Raises `DataError` where some model's metric is undefined on a draw.
+    """
+    place = (*DEFECTS, "mean").index(kind)
+    packed = np.stack([[[getattr(counts, short) for short in NAMES] for counts in (region_counts(found, reference) for reference in REFERENCES)]
+                       for found in runs.values()])  # models, references, tp .. tn, regions, classes
+
+    def tau(rows: np.ndarray) -> float:
+        totals = rows.sum(0)
+        values = np.array([[class_rates(Counts(*counts), metric)[place] for counts in model] for model in totals])
+        return float(kendalltau(*values.T).statistic)
+
+    return bootstrap_interval(tau, packed.transpose(3, 0, 1, 2, 4), resamples=resamples)
 
 # %% ../../nbs/practice/62s_foil_tables.ipynb #b28d0a1f
 def panel_parts(strip: np.ndarray) -> dict[str, np.ndarray]:
