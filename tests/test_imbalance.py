@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -111,6 +112,18 @@ def test_regions_refuse_what_does_not_fit(parts: tuple[Regions, Regions]) -> Non
         Regions([], [], [], FOIL_CLASSES)
     with pytest.raises(ParameterError, match="defect classes are 1 to 4"):
         training.only(0)
+
+
+@pytest.mark.parametrize(("part", "change", "told"), [
+    ("images", lambda image: image / 255, "foil_01: an image of float64"), ("images", lambda image: image[:, :, 0], "foil_01: an image of uint8"),
+    ("images", lambda image: image[:, :, :2], r"foil_01: an image of uint8 .* give uint8 \(H, W, 3\)"),
+    ("masks", lambda mask: mask.astype(float), "foil_01: its mask is of float64"), ("masks", lambda mask: mask.astype(int) - 1, "mask is of int64"),
+    ("truths", lambda truth: truth.astype(bool), "its truth is of bool")])
+def test_regions_name_a_wrong_type(parts: tuple[Regions, Regions], part: str, change: Callable[[np.ndarray], np.ndarray], told: str) -> None:
+    arrays = list(getattr(parts[0], part))
+    arrays[1] = change(arrays[1])
+    with pytest.raises(DataError, match=told):
+        replace(parts[0], **{part: arrays})
 
 
 def test_one_class_against_the_rest(parts: tuple[Regions, Regions]) -> None:
@@ -365,6 +378,9 @@ def test_every_model_trains_and_answers(name: str, parts: tuple[Regions, Regions
         model.scores(validation.images[0])
     model.fit(training)
     assert model.kept == [2, 4] and len(model.networks) == RECIPES[name].networks()
+    for wrong in (validation.images[0] / 255, validation.images[0][:, :, 0], validation.images[0][:, :, :2]):
+        with pytest.raises(DataError, match=r"region: an image of .*; give uint8"):
+            model.scores(wrong)
     scores = model.scores(validation.images[0])
     assert scores.shape == (5, 84, 256) and scores.dtype == np.float32 and (scores >= 0).all()
     claims = model.claims(scores)

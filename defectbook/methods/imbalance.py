@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..core import DataError, ParameterError, generator, resolve_device, unknown
 from ..data.pasting import Paster, cut_defects
-from ..data.regions import Regions, frequency_weights
+from ..data.regions import Regions, check_picture, frequency_weights
 from ..data.sampling import (Candidates, PatchStream, choose_binary_balanced, choose_equal_pixels, choose_equal_samples,
                                       choose_oversampled, choose_uniform, cut_patches)
 from ..models.foil_unet import build_foil_unet
@@ -193,8 +193,9 @@ def patch_batches(regions: Regions, recipe: Recipe, schedule: Schedule, seed: in
 def whole_region(network: nn.Module, image: np.ndarray, device: str = "cpu") -> np.ndarray:
     """Class probabilities float32 (C, H, W) of a region uint8 (H, W, channels), evaluated at once: no seams between patches.
 
-    Raises `DataError` where they are not finite.
+    Raises `DataError` for an image of another type or with other channels, and where the answers are not finite.
     """
+    check_picture(image, "region", network.channels)
     with torch.autocast("cuda", torch.bfloat16, enabled=device.startswith("cuda")):
         logits = network(as_inputs(image[None], device))
     probabilities = logits[0].float().softmax(0).cpu().numpy()
