@@ -80,8 +80,11 @@ def class_rates(counts: Counts, metric: str) -> np.ndarray:
 
 def rate_table(runs: Mapping[str, Sequence[StoredRun]], reference: str = "annotation", metrics: Sequence[str] = tuple(MEASURES)) -> pd.DataFrame:
     """The rates of every model, averaged over its trainings: one row a model, columns (metric, class) with "mean" as the last class."""
-    rows = {name: np.concatenate([np.mean([class_rates(read_counts(run, reference).sum(0), metric) for run in found], axis=0) for metric in metrics])
-            for name, found in runs.items()}
+    def rates(run: StoredRun) -> np.ndarray:
+        counts = read_counts(run, reference).sum(0)
+        return np.concatenate([class_rates(counts, metric) for metric in metrics])
+
+    rows = {name: np.mean([rates(run) for run in found], axis=0) for name, found in runs.items()}
     columns = pd.MultiIndex.from_product([metrics, [*DEFECTS, "mean"]], names=["metric", "class"])
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("model")
 
@@ -124,7 +127,8 @@ def stability_table(runs: Mapping[str, Sequence[StoredRun]]) -> pd.DataFrame:
     rows = {}
     for name, found in runs.items():
         over_iterations = {f"psoi_{metric}": np.mean([run.value(f"psoi_{metric}") for run in found]) for metric in RATES}
-        means = {metric: np.array([class_rates(read_counts(run).sum(0), metric)[-1] for run in found]) for metric in RATES}
+        counts = [read_counts(run).sum(0) for run in found]
+        means = {metric: np.array([class_rates(one, metric)[-1] for one in counts]) for metric in RATES}
         whole = len(found) > 1 and not any(np.isnan(values).any() for values in means.values())
         over_trainings = psomt(means).deviations if whole else dict.fromkeys(RATES, np.nan)
         rows[name] = {**over_iterations, **{f"psomt_{metric}": value for metric, value in over_trainings.items()}, "trainings": len(found)}
