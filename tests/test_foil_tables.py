@@ -33,6 +33,7 @@ def test_models_come_in_the_order_of_the_registry_and_trainings_by_seed(store: R
     assert [run.params["parameters"]["seed"] for run in runs["baseline"]] == [0, 1]
     assert tables.foil_runs(store) == {} and tables.foil_runs(store, preset="smoke", annotation="truth") == {}
     assert list(tables.foil_runs(store, preset="smoke", by="reading")) == ["normals"]
+    assert list(tables.foil_runs(store, preset="smoke", model="wce_icf")) == ["wce_icf"]
 
 
 def test_rates_are_those_of_the_stored_figures(runs: dict) -> None:

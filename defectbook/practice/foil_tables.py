@@ -9,6 +9,7 @@ __all__ = ['DEFECTS', 'GAP', 'MEASURES', 'foil_runs', 'read_counts', 'region_cou
 
 # %% ../../nbs/practice/62s_foil_tables.ipynb #a1eae12a
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,16 +30,17 @@ GAP = 6  # px between the pictures of a panel, as `region_panel` lays them
 
 
 def foil_runs(store: RunStore, experiment: str = "foil_models", preset: str = "small", annotation: str = "flawed",
-              by: str = "model") -> dict[str, list[StoredRun]]:
+              by: str = "model", **told: Any) -> dict[str, list[StoredRun]]:
     """Name -> its stored runs of one preset and annotation, by seed; models in the order of `RECIPES`.
 
-    by: the parameter that tells rows apart, such as "model" or "reading".
+    by: the parameter that tells rows apart, such as "model" or "reading". told: other parameters the runs must have, such as model="baseline".
     """
     found: dict[str, list[StoredRun]] = {}
+    wanted = {"preset": preset, "annotation": annotation, **told}
     for run in store.runs(experiment):
-        told = run.params["parameters"]
-        if told["preset"] == preset and told["annotation"] == annotation:
-            found.setdefault(told[by], []).append(run)
+        parameters = run.params["parameters"]
+        if all(parameters.get(name) == value for name, value in wanted.items()):
+            found.setdefault(parameters[by], []).append(run)
     order = {name: number for number, name in enumerate(RECIPES)}
     return {name: sorted(found[name], key=lambda run: run.params["parameters"]["seed"])
             for name in sorted(found, key=lambda name: (order.get(name, len(order)), name))}
