@@ -78,8 +78,10 @@ def test_a_model_differs_from_itself_by_nothing(runs: dict) -> None:
     rates = tables.rate_table(runs, "truth")
     pooled = tables.region_counts(runs["baseline"], "truth").sum(0).fpr()[1]
     assert other.difference == pytest.approx(rates.loc["wce_icf", ("fpr", "crack")] - pooled)
-    with pytest.raises(ParameterError, match="crack"):
-        tables.compare_models(runs["baseline"], runs["baseline"], "fpr", "crak")
+    for ask in (lambda: tables.compare_models(runs["baseline"], runs["baseline"], "fpr", "crak"), lambda: tables.heart_table(runs, "fpr", "crak"),
+                lambda: tables.agreement_interval(runs, "fpr", "crak")):
+        with pytest.raises(ParameterError, match="did you mean 'crack'"):
+            ask()
     with pytest.raises(ParameterError, match="dice"):
         tables.compare_models(runs["baseline"], runs["baseline"], "dise")
 
@@ -97,8 +99,11 @@ def test_a_class_that_is_never_called_has_no_interval_of_precision(runs: dict, m
 def test_stability_needs_two_trainings(runs: dict) -> None:
     found = tables.stability_table(runs)
     assert found.loc["wce_icf", "trainings"] == 1 and np.isnan(found.loc["wce_icf", "psomt_tpr"])
-    means = [run.metrics.query("metric == 'fpr' and category == 'mean'").value.item() for run in runs["baseline"]]
-    assert found.loc["baseline", "psomt_fpr"] == pytest.approx(np.std(means, ddof=1)) or np.isnan(found.loc["baseline", "psomt_precision"])
+    for metric in ("tpr", "fpr", "precision"):
+        rows = pd.concat([run.metrics for run in runs["baseline"]])
+        means = rows[(rows.metric == metric) & (rows.category == "mean")].value.to_numpy()
+        assert len(means) == 2 and found.loc["baseline", f"psomt_{metric}"] == pytest.approx(np.std(means, ddof=1), nan_ok=True), metric
+    assert found.loc["baseline", "psomt_fpr"] >= 0
 
 
 def test_disputed_shares_are_counted_from_the_pixels(runs: dict) -> None:

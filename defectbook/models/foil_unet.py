@@ -6,6 +6,8 @@
 __all__ = ['build_foil_unet', 'count_costs', 'printed_layer', 'beside_printed']
 
 # %% ../../nbs/models/33b_foil_unet.ipynb #81f5c019
+import copy
+
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -35,8 +37,6 @@ def count_costs(network: nn.Module, size: tuple[int, int] = (256, 256)) -> pd.Da
     Columns: layer, kind, inputs and outputs (channels), height, width, activations, parameters, multiply_adds. Nothing is computed: only
     shapes pass through a copy of the network.
     """
-    import copy
-
     rows = []
 
     def note(name: str):

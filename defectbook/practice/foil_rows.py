@@ -30,7 +30,7 @@ from ..methods.imbalance import ImbalancedSegmenter, Recipe, Schedule, adjust_sc
 from ..metrics.pixel import Counts, confusion_matrix
 from ..metrics.statistics import psoi
 from ..models.unet import count_parameters
-from .panels import Panel
+from .panels import GUTTER, Panel
 from .protocol import Run
 from .runs import RunStore, StoredRun, provenance, run_id
 
@@ -149,9 +149,9 @@ def region_panel(pictures: Sequence[np.ndarray], width: int = PANEL_WIDTH) -> np
     tiles = [cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if width < picture.shape[1] else cv2.INTER_NEAREST)
              for picture in pictures]
     tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % 2)
-    gap = np.full((height, 6, 3), 255, np.uint8)
+    gap = np.full((height, GUTTER, 3), 255, np.uint8)
     rows = [np.concatenate([left, gap, right], 1) for left, right in zip(tiles[::2], tiles[1::2], strict=True)]
-    between = np.full((6, rows[0].shape[1], 3), 255, np.uint8)
+    between = np.full((GUTTER, rows[0].shape[1], 3), 255, np.uint8)
     return np.concatenate([part for row in rows for part in (row, between)][:-1])
 
 
