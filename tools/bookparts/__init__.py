@@ -1,0 +1,1 @@
+"""What the book's build is made of, beside tools/book.py."""
