@@ -25,6 +25,9 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from tqdm import tqdm
 
+from bookparts.figures import place_figures
+from bookparts.warm_kernels import warm_kernels
+
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "_book"
 SECONDS_A_NOTEBOOK = 600
@@ -63,7 +66,8 @@ def stage_cell(cell: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
     if "eval: false" in directives:
         tags.add("skip-execution")
     cell.source = source
-    cell.metadata = nbformat.from_dict({"tags": sorted(tags)} if tags else {})
+    alt = next((directive.removeprefix("fig-alt:").strip() for directive in directives if directive.startswith("fig-alt:")), None)
+    cell.metadata = nbformat.from_dict({**({"tags": sorted(tags)} if tags else {}), **({"alt": alt} if alt else {})})
     return cell
 
 
@@ -146,7 +150,7 @@ def take_pictures(chapters: list[str]) -> None:
     os.environ["DEFECTBOOK_SCREENSHOTS"] = str(pictures)
 
 
-def execute(chapter: str, around: bytes) -> float:
+def execute(chapter: str, around: bytes, kernel: str = "python3") -> float:
     """Stage and execute one chapter into _book/src; returns the seconds it took, 0 when the kept outputs still hold."""
     notebook = stage(chapter)
     kept = BOOK / "kept" / f"{digest(nbformat.writes(notebook).encode(), around)}.ipynb"
@@ -154,7 +158,8 @@ def execute(chapter: str, around: bytes) -> float:
     target.parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     if not kept.is_file():
-        client = NotebookClient(notebook, timeout=SECONDS_A_NOTEBOOK, kernel_name="python3", extra_arguments=["--IPKernelApp.log_level=40"],
+        arguments = ["--IPKernelApp.log_level=40", f"--IPKernelApp.exec_files={ROOT / 'tools' / 'bookparts' / 'describe_figures.py'}"]
+        client = NotebookClient(notebook, timeout=SECONDS_A_NOTEBOOK, kernel_name=kernel, extra_arguments=arguments,
                                 skip_cells_with_tag="skip-execution", resources={"metadata": {"path": str((ROOT / chapter).parent)}})
         try:
             client.execute()
@@ -171,6 +176,7 @@ def execute(chapter: str, around: bytes) -> float:
     for cell in shown.cells:
         if cell.cell_type == "code":
             cell.outputs = tidy(cell.outputs)
+    place_figures(shown, BOOK / "src" / "_static" / "figures", os.path.relpath(BOOK / "src", target.parent))
     nbformat.write(shown, target)
     return time.perf_counter() - started
 
@@ -178,8 +184,8 @@ def execute(chapter: str, around: bytes) -> float:
 def execute_all(chapters: list[str], workers: int) -> None:
     """Execute the chapters `workers` at a time, with a bar; stops with one line at the first that fails."""
     around = surroundings()
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        waiting = {pool.submit(execute, chapter, around): chapter for chapter in chapters}
+    with warm_kernels() as kernel, concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        waiting = {pool.submit(execute, chapter, around, kernel): chapter for chapter in chapters}
         bar = tqdm(concurrent.futures.as_completed(waiting), total=len(waiting), desc="executing chapters", dynamic_ncols=True)
         for done in bar:
             chapter = waiting[done]

@@ -1,5 +1,7 @@
 """Executed by a kernel before a chapter's first cell: a figure's text/plain form becomes its titles, axes and legends."""
 
+from matplotlib.figure import Figure
+
 
 def _describe(figure, printer, cycle):
     def words(texts):
@@ -16,5 +18,5 @@ def _describe(figure, printer, cycle):
     printer.text(". ".join(part for part in parts if part))
 
 
-# By name: a chapter without figures does not import matplotlib.
-get_ipython().display_formatter.formatters["text/plain"].for_type_by_name("matplotlib.figure", "Figure", _describe)  # noqa: F821
+# A printer registered with IPython would be dropped again when matplotlib's inline backend wakes up.
+Figure._repr_pretty_ = _describe

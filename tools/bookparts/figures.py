@@ -32,9 +32,10 @@ def caption_of(source: str) -> str | None:
 
 
 def words_for(said: str, wanted: str | None, caption: str | None, heading: str | None) -> str:
-    """Alternative text: what the cell asks for, else the caption and what the figure says itself, else the heading above it."""
+    """Alternative text: what the cell asks for, else the caption (or the section's heading) and what the figure says itself."""
     own = "" if re.fullmatch(r"<.*>", said.strip(), re.S) else " ".join(said.split())
-    text = wanted or ". ".join(part.rstrip(".") for part in (caption, own) if part) or (f"Figure of the section {heading}" if heading else "Figure")
+    place = f"Figure of the section {heading}" if heading else "Figure"
+    text = wanted or ". ".join(part.rstrip(".") for part in (caption or place, own) if part)
     return text if len(text) <= LONGEST_ALT else text[: LONGEST_ALT - 1].rsplit(" ", 1)[0] + "…"
 
 

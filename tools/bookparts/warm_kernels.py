@@ -21,7 +21,7 @@ from pathlib import Path
 NAME = "warm"
 # What chapters import; the library itself stays out, since a run's record names the modules of it that were loaded.
 LIBRARIES = ("torch", "timm", "cv2", "faiss", "matplotlib.pyplot", "pandas", "scipy.stats", "scipy.ndimage", "scipy.optimize", "skimage.measure",
-             "imagehash", "safetensors.torch", "segment_anything", "nbformat", "ipykernel.kernelapp", "matplotlib_inline.backend_inline")
+             "imagehash", "safetensors.torch", "segment_anything", "nbformat", "ipykernel.kernelapp")
 
 
 def serve(place: str) -> None:
@@ -29,6 +29,7 @@ def serve(place: str) -> None:
     import importlib
 
     parent = os.getppid()
+    os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # matplotlib reads it once; a kernel would set it too late
     for library in LIBRARIES:
         with contextlib.suppress(ImportError):  # an extra that this installation lacks; a chapter that needs it will say so
             importlib.import_module(library)
