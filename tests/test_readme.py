@@ -2,6 +2,8 @@
 
 import re
 import subprocess
+import sys
+from pathlib import Path
 
 import yaml
 from conftest import ROOT
@@ -48,9 +50,22 @@ def test_links_lead_somewhere() -> None:
                 assert ((ROOT / file).parent / link).exists(), f"{file} links to {link}"
 
 
-def test_ruff_is_clean() -> None:
-    import sys
-    from pathlib import Path
+def call_tool(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run([Path(sys.executable).with_name(words[0]), *words[1:]], cwd=ROOT, capture_output=True, text=True)
 
-    done = subprocess.run([Path(sys.executable).with_name("ruff"), "check", "--output-format=concise", "."], cwd=ROOT, capture_output=True, text=True)
+
+def test_ruff_is_clean() -> None:
+    done = call_tool("ruff", "check", "--output-format=concise", ".")
     assert done.returncode == 0, done.stdout
+
+
+def test_words_are_spelt_right(tmp_path) -> None:
+    """Prose, chapters and the library; tests misspell names on purpose."""
+    kinds = ("*.md", "*.ipynb", "*.yml", "*.cff", "tools", "benchmarks", "defectbook/*.py", "defectbook/assets/*.js")
+    listed = subprocess.run(["git", "ls-files", *kinds], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(listed) > 100
+    done = call_tool("codespell", *listed)
+    assert done.returncode == 0, done.stdout
+    slip = tmp_path / "slip.md"
+    slip.write_text("a seperate mask")
+    assert call_tool("codespell", str(slip)).returncode != 0, "codespell finds nothing"
