@@ -14,6 +14,8 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))
 import book  # noqa: E402
+from bookparts import figures  # noqa: E402
+from bookparts.slim import slim_icons, weight_of  # noqa: E402
 
 
 def test_quarto_file_is_a_book_project() -> None:
@@ -56,6 +58,59 @@ def test_outputs_are_tidied(monkeypatch) -> None:
     assert outputs[1].data == {"text/html": "<td>–</td><td>0.5</td>", "image/png": "NaN"}
 
 
+def png(width: int = 40, height: int = 20) -> str:
+    import base64
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.arange(width * height, dtype=np.uint8).reshape(height, width)).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def test_figures_get_words_and_a_file(tmp_path) -> None:
+    from PIL import Image
+
+    def shown(said: str, after: str = "", **metadata):
+        output = nbformat.v4.new_output("display_data", data={"image/png": png(), "text/plain": said})
+        drawn = nbformat.v4.new_code_cell("draw()", outputs=[output], metadata=metadata)
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Chapter\n\n## The question"), drawn,
+                                                   nbformat.v4.new_markdown_cell(after)])
+        figures.place_figures(notebook, tmp_path, "../..")
+        return notebook.cells[1].outputs[0].data["text/html"]
+
+    tag = shown("image; map. score over area", "*A claim with `code`.*\n\nMore *words*.")
+    assert 'alt="A claim with code. image; map. score over area"' in tag and 'width="40" height="20"' in tag
+    assert 'alt="Figure of the section The question"' in shown("<Figure size 4x2 with 1 Axes>", "*emphasis* opens this sentence.")
+    assert 'alt="&lt;b&gt; &quot;said&quot;"' in shown("image", alt='<b> "said"')
+    (file,) = tmp_path.iterdir()
+    with Image.open(file) as image:
+        assert image.format == "WEBP" and image.size == (40, 20) and list(image.convert("L").getdata())[:3] == [0, 1, 2], "small pictures stay exact"
+
+
+def test_a_figure_says_its_own_words() -> None:
+    """Whoever draws with matplotlib in the book's kernels leaves words, whether the kernel started warm or cold."""
+    from nbclient import NotebookClient
+
+    draw = "import matplotlib.pyplot as plt\nfigure, axis = plt.subplots()\naxis.set(title='T', xlabel='x', ylabel='y')\nplt.show()"
+    describe = ROOT / "tools" / "bookparts" / "describe_figures.py"
+    with book.warm_kernels() as warm:
+        for kernel in {warm, "python3"}:
+            notebook = nbformat.v4.new_notebook(cells=list(map(nbformat.v4.new_code_cell, (draw, "import os; os.getcwd(), __name__"))))
+            NotebookClient(notebook, kernel_name=kernel, extra_arguments=[f"--IPKernelApp.exec_files={describe}"],
+                           resources={"metadata": {"path": str(ROOT / "nbs")}}).execute()
+            (output,) = notebook.cells[0].outputs
+            assert output.data["text/plain"] == "T. y over x" and "image/png" in output.data, kernel
+            assert notebook.cells[1].outputs[0].data["text/plain"] == f"({str(ROOT / 'nbs')!r}, '__main__')"
+
+
+def test_unused_icons_go() -> None:
+    script = 'var p={sun:[5,5,[9728],"f1","M1z"],"arrow-up":[3,5,[8593,"up"],"f2",["M2","M3"]],moon:[3,5,[],"f3","M4z"]};rest()'
+    assert slim_icons(script, {"sun", "up"}) == 'var p={sun:[5,5,[9728],"f1","M1z"],"arrow-up":[3,5,[8593,"up"],"f2",["M2","M3"]],};rest()'
+
+
 @pytest.fixture(scope="module")
 def site():
     """The built book; building it executes every notebook."""
@@ -86,6 +141,24 @@ def test_links_lead_to_pages(site) -> None:
         for link in re.findall(r'href="([^"#?]+)[^"]*"', article.group(0) if article else ""):
             if not re.match(r"\w+:", link):
                 assert (page.parent / unquote(link)).exists(), f"{page}: a link to {link}, which does not exist"
+
+
+@pytest.mark.slow
+def test_pictures_have_words_and_pages_are_light(site) -> None:
+    """Every picture has an alternative text that says something, is WebP or SVG, and no page is heavier than 2 MB."""
+    heavy, wordless, fat = {}, [], []
+    for page in pages(site):
+        article = re.search(r"<article.*?</article>", page.read_text(), re.S)
+        for tag in re.findall(r"<img[^>]*>", article.group(0) if article else ""):
+            words = re.search(r'alt="([^"]*)"', tag)
+            if not words or len(words[1]) < 12:
+                wordless.append((page.name, tag[:120]))
+            source = re.search(r'src="([^"]+)"', tag)[1]
+            if not re.match(r"data:image/(webp|svg|png)", source) and not source.endswith((".webp", ".svg")):
+                fat.append((page.name, source))
+        if (weight := weight_of(page)) > 2:
+            heavy[page.name] = weight
+    assert (wordless, fat, heavy) == ([], [], {})
 
 
 def chromium() -> str:

@@ -21,12 +21,12 @@ from pathlib import Path
 
 import nbformat
 import yaml
+from bookparts.figures import place_figures
+from bookparts.slim import slim_site
+from bookparts.warm_kernels import warm_kernels
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from tqdm import tqdm
-
-from bookparts.figures import place_figures
-from bookparts.warm_kernels import warm_kernels
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "_book"
@@ -88,6 +88,7 @@ def surroundings() -> bytes:
     store = Path(os.environ["DEFECTBOOK_STORE"])
     names = "\n".join(sorted(str(path.relative_to(store)) for path in store.rglob("params.json"))) if store.is_dir() else ""
     said = (os.environ.get(name, "").encode() for name in ("DEFECTBOOK_DATA", "DEFECTBOOK_SCREENSHOTS"))
+    files += [ROOT / "tools" / "bookparts" / name for name in ("matplotlibrc", "describe_figures.py")]
     return digest(names.encode(), *said, *(path.read_bytes() for path in files)).encode()
 
 
@@ -210,6 +211,7 @@ def build(landing: str, parts: list[tuple[str, list[str]]], strict: bool = True)
     command = [Path(sys.executable).with_name("jupyter-book"), "build", source, "--path-output", BOOK]
     if subprocess.run([*map(str, command), *(["-n", "-W", "--keep-going"] if strict else [])]).returncode or not page.is_file():
         sys.exit("tools/book.py: jupyter-book reported warnings or errors; the first one above names the page")
+    slim_site(page.parent)
     return page
 
 
@@ -223,6 +225,7 @@ def main() -> None:
     if os.environ.get("DEFECTBOOK_DATA"):
         os.environ["DEFECTBOOK_DATA"] = str(Path(os.environ["DEFECTBOOK_DATA"]).resolve())
     os.environ["DEFECTBOOK_PROGRESS"] = "0"
+    os.environ.setdefault("MATPLOTLIBRC", str(ROOT / "tools" / "bookparts" / "matplotlibrc"))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.workers)))
     shutil.rmtree(BOOK / "src", ignore_errors=True)
     landing, parts = read_chapters()

@@ -82,7 +82,7 @@ def place_figures(notebook: nbformat.NotebookNode, folder: Path, to_root: str) -
                 width, height = image.size
             shown = int(output.metadata.get(kind, {}).get("width", width))
             alt = html.escape(words_for(data.get("text/plain", ""), cell.metadata.get("alt"), caption, heading))
-            output.data = nbformat.from_dict({"text/html": (
-                f'<img class="figure" src="{to_root}/_static/figures/{path.name}" alt="{alt}" width="{shown}" height="{round(height * shown / width)}" '
-                'loading="lazy">')})
+            size = f'width="{shown}" height="{round(height * shown / width)}"'
+            picture = f'<img class="figure" src="{to_root}/_static/figures/{path.name}" alt="{alt}" {size} loading="lazy">'
+            output.data = nbformat.from_dict({"text/html": picture})
             output.metadata = nbformat.from_dict({})
