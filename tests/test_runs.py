@@ -135,3 +135,18 @@ def test_a_declared_change_leaves_runs_fresh_and_any_other_does_not(tmp_path) ->
         os.utime(ledger, ns=(len(broken), len(broken)))
         with pytest.raises(StoreError, match="equal_code.json"):
             _ = stored.stale
+
+
+def test_docstrings_are_told_from_code() -> None:
+    import sys
+
+    from conftest import ROOT
+
+    sys.path.insert(0, str(ROOT / "tools"))
+    from equal_code import without_docstrings
+
+    code = 'def f(x):\n    """Old."""\n    return x  # why\n\n\nclass A:\n    """Old."""\n'
+    assert without_docstrings(code) == without_docstrings(code.replace("Old", "New").replace("  # why", ""))
+    for change in ("return x + 1", "return y"):
+        assert without_docstrings(code) != without_docstrings(code.replace("return x", change))
+    assert without_docstrings('x = "text"') != without_docstrings('x = "other"'), "a string that is no docstring is code"
