@@ -1,0 +1,1 @@
+"""What tools/book.py adds to the sources when it stages them: maps, boxes, indexes and the API reference. Nothing here is kept in a source."""
