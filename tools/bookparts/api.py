@@ -111,9 +111,8 @@ def _directive(entry: Entry, module: str, page: str, chapter: str, owner: str = 
     if entry.kind == "data" and entry.signature:
         yield f":value: {entry.signature}"
     yield ""
-    yield _escaped(entry.doc, page)
-    if not owner:
-        yield f"\n[→ chapter {chapter}]({source_link(modules()[module], page)})"
+    lead = "" if owner else f" [→ {chapter}]({source_link(modules()[module], page)})"
+    yield _escaped(entry.doc, page) + lead
     yield ""
     for member in entry.members:
         yield from _directive(member, module, page, chapter, entry.name)

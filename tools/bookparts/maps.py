@@ -13,8 +13,8 @@ import yaml
 
 from bookparts.outline import ROOT, find_chapter, page_link, read_chapter
 
-WIDTH, GAP, LEVEL, LINE, PADDING = 880, 22, 64, 17, 10  # px: drawing, between boxes, between rows, a line of text, inside a box
-CHARACTER = 6.9  # px a character of 12.5 px text takes, on the safe side
+WIDTH, GAP, LEVEL, LINE, PADDING = 760, 20, 56, 17, 9  # px: drawing, if the map asks for no other, between boxes, between rows, a line of text, inside a box
+CHARACTER, BOLD = 6.7, 7.3  # px a character of 12.5 px text takes, on the safe side
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b0568c", "#8a6d00", "#5b7fd0")  # told apart by the colour-blind, seen on white and on black
 
 
@@ -31,6 +31,7 @@ class Box:
     y: float = 0
     width: float = 0
     height: float = 0
+    heads: int = 0  # how many of the lines are the title's
 
 
 @lru_cache(maxsize=None)
@@ -38,8 +39,12 @@ def read_maps() -> dict:
     return yaml.safe_load((ROOT / "nbs" / "parts" / "maps.yml").read_text(encoding="utf-8"))
 
 
-def wrapped(text: str, width: float) -> list[str]:
-    return textwrap.wrap(text, max(8, int((width - 2 * PADDING) / CHARACTER)), break_long_words=False)
+def wrapped(text: str, width: float, character: float = CHARACTER) -> list[str]:
+    return textwrap.wrap(text, max(8, int((width - 2 * PADDING + 4) / character)), break_long_words=False)
+
+
+def width_of(name: str) -> int:
+    return read_maps()[name].get("width", WIDTH)
 
 
 def lay_out(name: str) -> tuple[list[Box], list[tuple[Box, Box]], float]:
@@ -47,16 +52,18 @@ def lay_out(name: str) -> tuple[list[Box], list[tuple[Box, Box]], float]:
     plan, boxes, y = read_maps()[name], {}, 2.0
     for row in plan["rows"]:
         shares = [box.get("share", 1) for box in row]
-        room, x, row_boxes = WIDTH - GAP * (len(row) - 1) - 4, 2.0, []
+        room, x, row_boxes = width_of(name) - GAP * (len(row) - 1) - 4, 2.0, []
         for entry, share in zip(row, shares, strict=True):
-            chapters = [find_chapter(stem) for stem in entry.get("chapters", [])]
+            named = [stem.partition(" = ") for stem in entry.get("chapters", [])]  # "44_paedid", or "44_paedid = decompose" with words of its own
+            chapters = [find_chapter(stem) for stem, _, _ in named]
             box = Box(entry["name"], entry["title"], chapters, entry.get("kind", ""), x=x, y=y, width=room * share / sum(shares))
             own = chapters[0] if len(chapters) == 1 else ""
-            box.lines = [(line, own) for line in wrapped(entry["title"], box.width)]
+            box.lines = [(line, own) for line in wrapped(entry["title"], box.width, BOLD)]
+            box.heads = len(box.lines)
             if len(chapters) != 1:
-                for path in chapters:
+                for path, (_, _, words) in zip(chapters, named, strict=True):
                     chapter = read_chapter(path)
-                    box.lines += [(line, path) for line in wrapped(f"{chapter.number} {chapter.short}".strip(), box.width)]
+                    box.lines += [(line, path) for line in wrapped(f"{chapter.number} {words or chapter.short}".strip(), box.width)]
             box.height = 2 * PADDING + LINE * len(box.lines)
             x += box.width + GAP
             row_boxes.append(box)
@@ -111,7 +118,7 @@ def draw(name: str, page: str) -> str:
     sources = list(dict.fromkeys(first.name for first, _ in arrows))
     places = ports(arrows)
     parts = [f'<div class="idea-map" tabindex="0" role="group" aria-label="{html.escape(plan["title"])}">',
-             f'<svg viewBox="0 0 {WIDTH} {height:.0f}" xmlns="http://www.w3.org/2000/svg" role="group" aria-labelledby="map-{name}-title map-{name}-desc">',
+             f'<svg viewBox="0 0 {width_of(name)} {height:.0f}" xmlns="http://www.w3.org/2000/svg" role="group" aria-labelledby="map-{name}-title map-{name}-desc">',
              f'<title id="map-{name}-title">{html.escape(plan["title"])}</title>',
              f'<desc id="map-{name}-desc">{html.escape(describe(name))}</desc>', "<defs>"]
     for index, colour in enumerate(COLOURS):
@@ -125,10 +132,10 @@ def draw(name: str, page: str) -> str:
                      + f'" stroke="{COLOURS[index]}" marker-end="url(#map-{name}-head{index})"/>')
     for box in boxes:
         parts.append(f'<rect class="idea-box {box.kind}" x="{box.x:.1f}" y="{box.y:.1f}" width="{box.width:.1f}" height="{box.height:.1f}" rx="6"/>')
-        heads = len(wrapped(box.title, box.width))
+        top = box.y + (box.height - LINE * len(box.lines)) / 2
         for row, (text, path) in enumerate(box.lines):
-            place = f'x="{box.x + box.width / 2:.1f}" y="{box.y + PADDING + LINE * row + 12.5:.1f}"'
-            words = f'<text class="{"idea-title" if row < heads else "idea-chapter"}" {place}>{html.escape(text)}</text>'
+            place = f'x="{box.x + box.width / 2:.1f}" y="{top + LINE * row + 12.5:.1f}"'
+            words = f'<text class="{"idea-title" if row < box.heads else "idea-chapter"}" {place}>{html.escape(text)}</text>'
             parts.append(f'<a href="{page_link(path, page)}">{words}</a>' if path else words)
     return "\n".join([*parts, "</svg>", "</div>"])
 

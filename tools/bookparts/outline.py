@@ -58,7 +58,7 @@ def read_chapter(path: str) -> Chapter:
     exercises = prose.partition("## Exercises")[2].partition("\n## ")[0]
     links = {os.path.normpath((Path(path).parent / link).as_posix()) for link in re.findall(r"\]\(([^)#\s]+\.ipynb)[^)]*\)", prose)}
     return Chapter(path, title.group(1).strip() if title else "", quote.group(1).strip() if quote else "", module.group(1) if module else "",
-                   len(re.findall(r"^\d+\. ", exercises, re.M)), frozenset(links))
+                   exercises.count("<details>"), frozenset(links))
 
 
 @lru_cache(maxsize=None)
