@@ -213,6 +213,9 @@ def build(landing: str, parts: list[tuple[str, list[str]]], strict: bool = True)
     config["execute"]["execute_notebooks"] = "off"  # they carry their outputs already
     (source / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False))
     shutil.copytree(ROOT / "tools" / "static", source / "_static", dirs_exist_ok=True)
+    for works in config.get("bibtex_bibfiles", []):
+        (source / works).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / works, source / works)
     # -n reports references that lead nowhere, -W turns warnings into errors.
     page = BOOK / "_build" / "html" / "index.html"
     page.unlink(missing_ok=True)
