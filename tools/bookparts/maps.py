@@ -72,7 +72,7 @@ def lay_out(name: str) -> tuple[list[Box], list[tuple[Box, Box]], float]:
             box.height = tallest
             boxes[box.name] = box
         y += tallest + LEVEL
-    return list(boxes.values()), [(boxes[first], boxes[second]) for first, second in plan.get("arrows", [])], y - LEVEL + 2
+    return list(boxes.values()), [(boxes[first], boxes[second]) for first, second, *_ in plan.get("arrows", [])], y - LEVEL + 2
 
 
 def ports(arrows: list[tuple[Box, Box]]) -> dict[tuple[str, str, str], float]:

@@ -34,8 +34,9 @@ class Chapter:
     @property
     def short(self) -> str:
         """The title up to its colon."""
-        head = self.title.split(":")[0]
-        return head if len(head) >= 8 else self.title
+        title = self.title.replace("`", "")
+        head = title.split(":")[0]
+        return head if len(head) >= 8 else title
 
 
 def cells(path: str) -> list[tuple[str, str]]:

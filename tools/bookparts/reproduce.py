@@ -65,7 +65,8 @@ def _stored(experiment: str) -> str:
     found = stored(experiment)
     if not found.runs:
         return "No run of it is stored yet."
-    told = (f"{found.runs} stored run{'s' if found.runs > 1 else ''}, preset `{'`, `'.join(found.presets)}`, on {' and '.join(found.devices)}")
+    where = f", on {', '.join(found.devices)}" if found.devices else ""
+    told = f"{found.runs} stored run{'s' if found.runs > 1 else ''}, preset `{'`, `'.join(found.presets)}`{where}"
     if found.seconds:
         told += f": {_minutes(found.seconds)} in all, as they say themselves (rows that share a fit each count it)"
     return told + (f"; at most {found.memory / 1000:.1f} GB of memory." if found.memory else ".") + (f" {found.stale} of them stale." if found.stale else "")

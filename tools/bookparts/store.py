@@ -34,7 +34,7 @@ def stored(experiment: str) -> Stored:
     """What the store of this checkout, or the one that DEFECTBOOK_STORE names, holds of `experiment`."""
     runs = RunStore(_store()).runs(experiment)
     made = [run.provenance for run in runs]
-    return Stored(len(runs), sum(run.stale for run in runs), tuple(sorted({one["preset"] for one in made})), tuple(sorted({one["device"] for one in made})),
+    return Stored(len(runs), sum(run.stale for run in runs), tuple(sorted({one["preset"] for one in made})), tuple(sorted({one["device"] for one in made} - {"auto"})),
                   sum(sum(one["seconds"].values()) for one in made), max((one.get("peak_memory_mb", 0) for one in made), default=0))
 
 
