@@ -7,7 +7,7 @@ import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 from bookparts.outline import PACKAGE, modules, page_link, read_chapter, source_link
 
@@ -33,8 +33,8 @@ def _signature(node: ast.FunctionDef, method: bool) -> tuple[str, tuple[str, ...
         if method and group and group[0].arg in ("self", "cls"):
             group.pop(0)
             method = False
-    names = [one.arg for one in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
-    names += [one.arg for one in (arguments.vararg, arguments.kwarg) if one]
+    ordered = (*arguments.posonlyargs, *arguments.args, arguments.vararg, *arguments.kwonlyargs, arguments.kwarg)
+    names = [one.arg for one in ordered if one]
     returned = f" -> {ast.unparse(node.returns)}" if node.returns is not None and node.name != "__init__" else ""
     return f"({ast.unparse(arguments)}){returned}", tuple(names)
 
@@ -54,7 +54,8 @@ def _function(node: ast.FunctionDef, method: bool = False) -> Entry:
 def _class(node: ast.ClassDef) -> Entry:
     functions = [part for part in node.body if isinstance(part, ast.FunctionDef)]
     made = next((part for part in functions if part.name == "__init__"), None)
-    fields = [part for part in node.body if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name) and not part.target.id.startswith("_")]
+    typed = (part for part in node.body if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name))
+    fields = [part for part in typed if not part.target.id.startswith("_")]
     if made:
         signature, names = _signature(made, True)
     elif fields and ("dataclass" in _decorators(node) or any(ast.unparse(base) == "NamedTuple" for base in node.bases)):
@@ -71,7 +72,7 @@ def _constant(node: ast.Assign | ast.AnnAssign) -> str:
     return text if len(text) <= VALUE else text[:VALUE] + " ..."
 
 
-@lru_cache(maxsize=None)
+@cache
 def read_module(module: str) -> tuple[str, tuple[Entry, ...]]:
     """The module's quote and its public names, in the order of its `__all__`; names of other modules in it are left out."""
     tree = ast.parse((PACKAGE / (module.replace(".", "/") + ".py")).read_text(encoding="utf-8"))

@@ -6,14 +6,14 @@ What a map shows is written in nbs/parts/maps.yml; the drawing is an inline SVG,
 import html
 import textwrap
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import yaml
 
 from bookparts.outline import ROOT, find_chapter, page_link, read_chapter
 
-WIDTH, GAP, LEVEL, LINE, PADDING = 760, 20, 56, 17, 9  # px: drawing, if the map asks for no other, between boxes, between rows, a line of text, inside a box
+WIDTH, GAP, LEVEL, LINE, PADDING = 760, 20, 56, 17, 9  # px: drawing, between boxes and rows, line, inside a box
 CHARACTER, BOLD = 6.7, 7.3  # px a character of 12.5 px text takes, on the safe side
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b0568c", "#8a6d00", "#5b7fd0")  # told apart by the colour-blind, seen on white and on black
 
@@ -34,7 +34,7 @@ class Box:
     heads: int = 0  # how many of the lines are the title's
 
 
-@lru_cache(maxsize=None)
+@cache
 def read_maps() -> dict:
     return yaml.safe_load((ROOT / "nbs" / "parts" / "maps.yml").read_text(encoding="utf-8"))
 
@@ -118,7 +118,8 @@ def draw(name: str, page: str) -> str:
     sources = list(dict.fromkeys(first.name for first, _ in arrows))
     places = ports(arrows)
     parts = [f'<div class="idea-map" tabindex="0" role="group" aria-label="{html.escape(plan["title"])}">',
-             f'<svg viewBox="0 0 {width_of(name)} {height:.0f}" xmlns="http://www.w3.org/2000/svg" role="group" aria-labelledby="map-{name}-title map-{name}-desc">',
+             f'<svg viewBox="0 0 {width_of(name)} {height:.0f}" xmlns="http://www.w3.org/2000/svg" role="group" '
+             f'aria-labelledby="map-{name}-title map-{name}-desc">',
              f'<title id="map-{name}-title">{html.escape(plan["title"])}</title>',
              f'<desc id="map-{name}-desc">{html.escape(describe(name))}</desc>', "<defs>"]
     for index, colour in enumerate(COLOURS):

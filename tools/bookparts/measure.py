@@ -46,8 +46,8 @@ def main(pattern: str | None = None) -> None:
         if re.search(pattern, chapter) if pattern else chapter not in kept:
             kept[chapter] = max(1, round(measure(chapter)))
             print(f"{kept[chapter]:4d} s  {chapter}", flush=True)
-            SECONDS.write_text(json.dumps({"machine": f"{platform.machine()}, one thread", "chapters": {name: kept[name] for name in chapters if name in kept}},
-                                          indent=1) + "\n")
+            figures = {name: kept[name] for name in chapters if name in kept}
+            SECONDS.write_text(json.dumps({"machine": f"{platform.machine()}, one thread", "chapters": figures}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

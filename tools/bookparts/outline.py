@@ -5,7 +5,7 @@ import json
 import os
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -47,7 +47,7 @@ def cells(path: str) -> list[tuple[str, str]]:
     return [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(text)["cells"]]
 
 
-@lru_cache(maxsize=None)
+@cache
 def read_chapter(path: str) -> Chapter:
     """What the page at `path` (from the repository's root) says about itself."""
     found = cells(path)
@@ -62,7 +62,7 @@ def read_chapter(path: str) -> Chapter:
                    exercises.count("<details>"), frozenset(links))
 
 
-@lru_cache(maxsize=None)
+@cache
 def imported_modules(module: str) -> frozenset[str]:
     """The library's modules that `module` ("models.memory") imports itself, without `core`, read from its text."""
     path = PACKAGE / (module.replace(".", "/") + ".py")
@@ -78,14 +78,14 @@ def imported_modules(module: str) -> frozenset[str]:
     return frozenset(name for name in names if name not in ("core", module) and (PACKAGE / (name.replace(".", "/") + ".py")).is_file())
 
 
-@lru_cache(maxsize=None)
+@cache
 def all_imports(module: str) -> frozenset[str]:
     """What `module` imports, and what that imports, down to the ground."""
     own = imported_modules(module)
     return own.union(*(all_imports(name) for name in own))
 
 
-@lru_cache(maxsize=None)
+@cache
 def quarto() -> dict:
     return yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))
 
@@ -102,7 +102,7 @@ def find_chapter(stem: str) -> str:
     raise KeyError(f"{stem}: no page of this name in _quarto.yml")
 
 
-@lru_cache(maxsize=None)
+@cache
 def modules() -> dict[str, str]:
     """Module -> the notebook that exports it, in the order of the book."""
     return {read_chapter(path).module: path for part in quarto()["book"]["chapters"][1:] for path in part["chapters"]

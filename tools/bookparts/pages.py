@@ -5,7 +5,7 @@ A marker stands alone on its line, so that a page stays readable where nothing r
 
 import json
 import re
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from bookparts import api, maps, published, store
@@ -16,7 +16,7 @@ MARKER = re.compile(r"^<!-- book:(\w+)(?: (\S+))? -->$", re.M)
 CITATION = re.compile(r"(?<!\w)\[@([\w-]+(?:; ?@[\w-]+)*)\]")
 
 
-@lru_cache(maxsize=None)
+@cache
 def seconds() -> dict[str, int]:
     """Page -> the seconds it takes to run, as measured, or as its stored runs say."""
     kept = json.loads(SECONDS.read_text(encoding="utf-8"))["chapters"] if SECONDS.is_file() else {}

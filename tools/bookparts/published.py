@@ -1,6 +1,6 @@
 """The index of printed tables and figures: where each is made again, which page shows it, and what the store holds."""
 
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -11,7 +11,7 @@ from bookparts.store import stored
 ITEMS = ROOT / "nbs" / "reference" / "published.yml"
 
 
-@lru_cache(maxsize=None)
+@cache
 def read_items() -> list[dict]:
     """The entries: paper, items, what, and any of experiments, pages, chapters (names of files) and without (why nothing makes it)."""
     return yaml.safe_load(ITEMS.read_text(encoding="utf-8"))

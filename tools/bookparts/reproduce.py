@@ -3,7 +3,7 @@
 import ast
 import fnmatch
 import re
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from bookparts.outline import PACKAGE, ROOT, cells, find_chapter, page_link
@@ -12,7 +12,7 @@ from bookparts.store import EXPERIMENTS, papermill_commands, run_commands, store
 SHOWN = 3  # commands of one experiment on a results page
 
 
-@lru_cache(maxsize=None)
+@cache
 def experiment_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in (ROOT / EXPERIMENTS).glob("*.ipynb")))
 
@@ -21,7 +21,7 @@ def _texts(tree: ast.AST) -> set[str]:
     return {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
 
 
-@lru_cache(maxsize=None)
+@cache
 def _definitions(module: str) -> dict[str, ast.AST]:
     """The top-level names of an exported module with the code that defines them."""
     path = PACKAGE / (module.replace(".", "/") + ".py")
@@ -69,12 +69,13 @@ def _stored(experiment: str) -> str:
     told = f"{found.runs} stored run{'s' if found.runs > 1 else ''}, preset `{'`, `'.join(found.presets)}`{where}"
     if found.seconds:
         told += f": {_minutes(found.seconds)} in all, as they say themselves (rows that share a fit each count it)"
-    return told + (f"; at most {found.memory / 1000:.1f} GB of memory." if found.memory else ".") + (f" {found.stale} of them stale." if found.stale else "")
+    told += f"; at most {found.memory / 1000:.1f} GB of memory." if found.memory else "."
+    return told + (f" {found.stale} of them stale." if found.stale else "")
 
 
 LAPTOP = ("**On a laptop**: no GPU and no account is needed. In a checkout, `make demo` once, then `. .venv/bin/activate`; elsewhere "
-          "`pip install 'defectbook[elpv,run,sam]'`, and the commands make runs in `data/results` where you are. `defectbook info` says which data sets "
-          "are here and how to get the others. Runs that are stored already are read, not made again; `-p preset=smoke` tries a command in seconds.")
+          "`pip install 'defectbook[elpv,run,sam]'`, and the commands make runs in `data/results` where you are. `defectbook info` says which data "
+          "sets are here and how to get the others. Runs that are stored already are read, not made again; `-p preset=smoke` tries a command in seconds.")
 
 
 def box(title: str, lines: list[str]) -> str:

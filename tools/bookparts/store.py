@@ -5,7 +5,7 @@ import os
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -29,12 +29,13 @@ class Stored:
     memory: int
 
 
-@lru_cache(maxsize=None)
+@cache
 def stored(experiment: str) -> Stored:
     """What the store of this checkout, or the one that DEFECTBOOK_STORE names, holds of `experiment`."""
     runs = RunStore(_store()).runs(experiment)
     made = [run.provenance for run in runs]
-    return Stored(len(runs), sum(run.stale for run in runs), tuple(sorted({one["preset"] for one in made})), tuple(sorted({one["device"] for one in made} - {"auto"})),
+    devices = {one["device"] for one in made} - {"auto"}  # "auto" says nothing about what was there
+    return Stored(len(runs), sum(run.stale for run in runs), tuple(sorted({one["preset"] for one in made})), tuple(sorted(devices)),
                   sum(sum(one["seconds"].values()) for one in made), max((one.get("peak_memory_mb", 0) for one in made), default=0))
 
 
@@ -47,7 +48,7 @@ def by_page() -> dict[str, Stored]:
     return {path.relative_to(ROOT).as_posix(): stored(path.stem) for path in sorted((ROOT / EXPERIMENTS).glob("*.ipynb"))}
 
 
-@lru_cache(maxsize=None)
+@cache
 def settings() -> dict[str, list[dict]]:
     """Experiment -> the parameters with which its stored runs were made, a mapping a command; [{}] where the defaults did."""
     return yaml.safe_load(COMMANDS.read_text(encoding="utf-8"))
@@ -62,7 +63,8 @@ def run_commands(experiment: str) -> list[str]:
 def papermill_commands(experiment: str) -> list[str]:
     """The same without defectbook's own command, from the repository's root."""
     notebook = f"{EXPERIMENTS}/{experiment}.ipynb"
-    return [" ".join(["papermill", notebook, "out.ipynb -p preset small", *(f"-p {name} {shlex.quote(_text(value))}" for name, value in given.items())])
+    return [" ".join(["papermill", notebook, "out.ipynb -p preset small",
+                      *(f"-p {name} {shlex.quote(_text(value))}" for name, value in given.items())])
             for given in settings().get(experiment, [{}])]
 
 
@@ -70,7 +72,7 @@ def _text(value: object) -> str:
     return json.dumps(value) if isinstance(value, bool) else str(value)
 
 
-@lru_cache(maxsize=None)
+@cache
 def sweeps() -> dict[str, list[str]]:
     """Experiment -> the grids beside the experiments that hold it, as paths from the root."""
     found: dict[str, list[str]] = {}
