@@ -23,8 +23,8 @@ def test_quarto_file_is_a_book_project() -> None:
     assert quarto["project"]["type"] == "book"
     assert set(quarto["book"]) >= {"title", "author", "chapters"} and quarto["book"]["chapters"][0] == "index.ipynb"
     for part in quarto["book"]["chapters"][1:]:
-        assert set(part) == {"part", "chapters"}
-        for chapter in part["chapters"]:
+        assert set(part) == {"part", "chapters"} and part["part"].endswith(".md"), "a part is opened by a page of its own"
+        for chapter in [part["part"], *part["chapters"]]:
             assert (ROOT / chapter).is_file(), f"_quarto.yml names {chapter}, which does not exist"
 
 
@@ -32,7 +32,8 @@ def test_toc_follows_the_quarto_file() -> None:
     landing, parts = book.read_chapters()
     toc = book.table_of_contents(landing, parts)
     assert toc["root"] == "index" and [part["caption"] for part in toc["parts"]] == [caption for caption, _ in parts]
-    assert toc["parts"][0]["chapters"][0] == {"file": "nbs/00_core"}
+    assert toc["parts"][0]["caption"] == "The ground floor", "a part's caption is the title of its opening page"
+    assert toc["parts"][0]["chapters"][:2] == [{"file": "nbs/parts/ground"}, {"file": "nbs/00_core"}]
 
 
 def test_directives_become_tags() -> None:

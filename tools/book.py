@@ -28,15 +28,27 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from bookparts.additions import add_parts  # noqa: E402
+from bookparts.pages import staged_page  # noqa: E402
+
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "_book"
 SECONDS_A_NOTEBOOK = 600
 
 
 def read_chapters(quarto: Path = ROOT / "_quarto.yml") -> tuple[str, list[tuple[str, list[str]]]]:
-    """The landing page, and the parts with their chapters, from the only table of contents."""
+    """The landing page, and the parts with their chapters, from the only table of contents.
+
+    A part is named by its opening page, whose title is its caption and which is its first chapter, or by the caption itself.
+    """
     first, *parts = yaml.safe_load(quarto.read_text())["book"]["chapters"]
-    return first, [(part["part"], part["chapters"]) for part in parts]
+    found = []
+    for part in parts:
+        opener = [part["part"]] if part["part"].endswith(".md") else []
+        caption = re.search(r"^# (.+)$", (quarto.parent / opener[0]).read_text(), re.M).group(1) if opener else part["part"]
+        found.append((caption, [*opener, *part["chapters"]]))
+    return first, found
 
 
 def table_of_contents(landing: str, parts: list[tuple[str, list[str]]]) -> dict:
@@ -153,11 +165,14 @@ def take_pictures(chapters: list[str]) -> None:
 
 def execute(chapter: str, around: bytes, kernel: str = "python3") -> float:
     """Stage and execute one chapter into _book/src; returns the seconds it took, 0 when the kept outputs still hold."""
-    notebook = stage(chapter)
-    kept = BOOK / "kept" / f"{digest(nbformat.writes(notebook).encode(), around)}.ipynb"
     target = BOOK / "src" / chapter
     target.parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
+    if chapter.endswith(".md"):
+        target.write_text(staged_page(chapter))
+        return time.perf_counter() - started
+    notebook = stage(chapter)
+    kept = BOOK / "kept" / f"{digest(nbformat.writes(notebook).encode(), around)}.ipynb"
     if not kept.is_file():
         arguments = ["--IPKernelApp.log_level=40", f"--IPKernelApp.exec_files={ROOT / 'tools' / 'bookparts' / 'describe_figures.py'}"]
         client = NotebookClient(notebook, timeout=SECONDS_A_NOTEBOOK, kernel_name=kernel, extra_arguments=arguments,
@@ -168,7 +183,7 @@ def execute(chapter: str, around: bytes, kernel: str = "python3") -> float:
             if error.ename != "DataError" or Path(chapter).parent.name != "experiments":
                 raise
             # An experiment on data that is not here: the page shows its code and says how to get the data; nothing is kept.
-            nbformat.write(unexecuted(chapter, error.evalue), target)
+            nbformat.write(add_parts(chapter, unexecuted(chapter, error.evalue)), target)
             return time.perf_counter() - started
         kept.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, kept)
@@ -178,7 +193,7 @@ def execute(chapter: str, around: bytes, kernel: str = "python3") -> float:
         if cell.cell_type == "code":
             cell.outputs = tidy(cell.outputs)
     place_figures(shown, BOOK / "src" / "_static" / "figures", os.path.relpath(BOOK / "src", target.parent))
-    nbformat.write(shown, target)
+    nbformat.write(add_parts(chapter, shown), target)
     return time.perf_counter() - started
 
 
@@ -205,6 +220,9 @@ def build(landing: str, parts: list[tuple[str, list[str]]], strict: bool = True)
     config["execute"]["execute_notebooks"] = "off"  # they carry their outputs already
     (source / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False))
     shutil.copytree(ROOT / "tools" / "static", source / "_static", dirs_exist_ok=True)
+    for works in config.get("bibtex_bibfiles", []):
+        (source / works).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / works, source / works)
     # -n reports references that lead nowhere, -W turns warnings into errors.
     page = BOOK / "_build" / "html" / "index.html"
     page.unlink(missing_ok=True)
