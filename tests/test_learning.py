@@ -258,7 +258,7 @@ def test_solutions_in_python_run(path: str, code: str, tmp_path, monkeypatch) ->
 def test_every_page_can_be_reached() -> None:
     """From the table of contents, and each of the notebooks' links leads to a page of it."""
     landing, parts = book.read_chapters()
-    listed = {landing, *(path for _, paths in parts for path in paths)}
+    listed = {landing, *(path for paths in parts for path in paths)}
     for path in listed:
         for target in read_chapter(path).links:
             assert target in listed, f"{path} links to {target}, which is no page of the book"

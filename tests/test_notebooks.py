@@ -133,7 +133,7 @@ def test_every_notebook_is_a_chapter_of_the_book() -> None:
     import book
 
     landing, parts = book.read_chapters()
-    listed = [chapter for _, chapters in parts for chapter in chapters]
+    listed = [chapter for chapters in parts for chapter in chapters]
     assert landing == "index.ipynb" and len(listed) == len(set(listed))
     pages = {path.relative_to(ROOT).as_posix() for path in NBS.rglob("*.md")}
     assert {path.relative_to(ROOT).as_posix() for path in NOTEBOOKS} | pages == set(listed)

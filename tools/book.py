@@ -10,6 +10,7 @@ whose path holds PATTERN is built; links to other chapters lead nowhere there, a
 import argparse
 import concurrent.futures
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -21,44 +22,33 @@ from pathlib import Path
 
 import nbformat
 import yaml
+from bookparts.additions import add_parts
 from bookparts.figures import place_figures
+from bookparts.pages import staged_page
 from bookparts.slim import slim_site
 from bookparts.warm_kernels import warm_kernels
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from bookparts.additions import add_parts  # noqa: E402
-from bookparts.pages import staged_page  # noqa: E402
-
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "_book"
 SECONDS_A_NOTEBOOK = 600
 
 
-def read_chapters(quarto: Path = ROOT / "_quarto.yml") -> tuple[str, list[tuple[str, list[str]]]]:
-    """The landing page, and the parts with their chapters, from the only table of contents.
-
-    A part is named by its opening page, whose title is its caption and which is its first chapter, or by the caption itself.
-    """
+def read_chapters(quarto: Path = ROOT / "_quarto.yml") -> tuple[str, list[list[str]]]:
+    """The landing page, and for each part its pages, the opening page first, from the only table of contents."""
     first, *parts = yaml.safe_load(quarto.read_text())["book"]["chapters"]
-    found = []
-    for part in parts:
-        opener = [part["part"]] if part["part"].endswith(".md") else []
-        caption = re.search(r"^# (.+)$", (quarto.parent / opener[0]).read_text(), re.M).group(1) if opener else part["part"]
-        found.append((caption, [*opener, *part["chapters"]]))
-    return first, found
+    return first, [[part["part"], *part["chapters"]] for part in parts]
 
 
-def table_of_contents(landing: str, parts: list[tuple[str, list[str]]]) -> dict:
-    """The same list in the form jupyter-book wants."""
-    return {
-        "format": "jb-book",
-        "root": Path(landing).with_suffix("").as_posix(),
-        "parts": [{"caption": caption, "chapters": [{"file": Path(chapter).with_suffix("").as_posix()} for chapter in chapters]}
-                  for caption, chapters in parts],
-    }
+def table_of_contents(landing: str, parts: list[list[str]]) -> dict:
+    """The same in the form jupyter-book wants: a part's pages hang below its opening page, so that the sidebar unfolds one part at a time."""
+    def files(pages: list[str]) -> list[dict]:
+        return [{"file": Path(page).with_suffix("").as_posix()} for page in pages]
+
+    return {"format": "jb-book", "root": Path(landing).with_suffix("").as_posix(),
+            "chapters": [files([opener])[0] | ({"sections": files(chapters)} if chapters else {}) for opener, *chapters in parts]}
 
 
 def stage_cell(cell: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
@@ -212,7 +202,7 @@ def execute_all(chapters: list[str], workers: int) -> None:
                 sys.exit(f"{error}\ntools/book.py: {chapter} failed; open it in Jupyter and run it there")
 
 
-def build(landing: str, parts: list[tuple[str, list[str]]], strict: bool = True) -> Path:
+def build(landing: str, parts: list[list[str]], strict: bool = True) -> Path:
     """Call jupyter-book on the staged sources; any warning is an error where `strict`."""
     source = BOOK / "src"
     (source / "_toc.yml").write_text(yaml.safe_dump(table_of_contents(landing, parts), sort_keys=False))
@@ -248,10 +238,12 @@ def main() -> None:
     shutil.rmtree(BOOK / "src", ignore_errors=True)
     landing, parts = read_chapters()
     if args.only:
-        parts = [(part, found) for part, chapters in parts if (found := [chapter for chapter in chapters if re.search(args.only, chapter)])]
+        # The opening page of a chosen chapter comes along: it is what the chapter hangs below.
+        parts = [found for opener, *chapters in parts
+                 if len(found := [opener, *(chapter for chapter in chapters if re.search(args.only, chapter))]) > 1 or re.search(args.only, opener)]
         if not parts:
             sys.exit(f"tools/book.py: no chapter's path holds {args.only!r}; see _quarto.yml")
-    chosen = [landing, *(chapter for _, chapters in parts for chapter in chapters)]
+    chosen = [landing, *itertools.chain.from_iterable(parts)]
     take_pictures(chosen)
     execute_all(chosen, args.workers)
     print(f"\nthe book: {build(landing, parts, not args.only)}")

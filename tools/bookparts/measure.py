@@ -40,7 +40,7 @@ def main(pattern: str | None = None) -> None:
     os.environ.setdefault("DEFECTBOOK_STORE", str(book.ROOT / "data" / "results"))
     kept = json.loads(SECONDS.read_text())["chapters"] if SECONDS.is_file() else {}
     landing, parts = book.read_chapters()
-    chapters = [chapter for chapter in (landing, *(name for _, names in parts for name in names))
+    chapters = [chapter for chapter in (landing, *(name for names in parts for name in names))
                 if chapter.endswith(".ipynb") and Path(chapter).parent.name != "experiments"]
     for chapter in chapters:
         if re.search(pattern, chapter) if pattern else chapter not in kept:
