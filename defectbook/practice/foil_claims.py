@@ -162,7 +162,7 @@ def _(reader):
     "foil-overfits",
     "Discussion",
     "Resampling overfits, Equal Pixels most of all, since it repeats few patches",
-    "Dice on training regions less Dice on validation regions: above the baseline's by a point for each resampling, largest for Equal Pixels (no interval)",
+    "Dice on training regions less Dice on validation regions: above the baseline's by a point for each, largest for Equal Pixels (no interval)",
 )
 def _(reader):
     rows = _all(reader, _THIRTEEN)
