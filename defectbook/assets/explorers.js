@@ -8,13 +8,6 @@
   const ratio = (part, whole) => (whole ? (part / whole).toFixed(3) : "–");
   const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
-  function svg(kind, attributes, parent) {
-    const node = document.createElementNS("http://www.w3.org/2000/svg", kind);
-    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-    if (parent) parent.append(node);
-    return node;
-  }
-
   // A range input that tells `show` its place, and is told in words what a place means.
   function slider(root, show) {
     const range = one(root, "input[type=range]");
@@ -43,6 +36,8 @@
   }
 
   const say = (root, values) => Object.entries(values).forEach(([name, words]) => (one(root, `[data-say="${name}"]`).textContent = words));
+
+  const current = (rows, place) => rows.forEach((row, number) => (number === place ? row.setAttribute("aria-current", "true") : row.removeAttribute("aria-current")));
 
   // -- threshold: pixels of level k and above are defective at step k ------------------------------------------------------------
   function threshold(root, data) {
@@ -102,33 +97,24 @@
     follow(stage, false, (share) => go(Math.round(100 * share)));
   }
 
-  // -- clicks: the same object clicked by several sessions ----------------------------------------------------------------------
+  // -- clicks: the same object clicked by several sessions; marks and dots are in the page, and are shown up to the place --------
   function clicks(root, data) {
-    const [width, height] = data.size, reach = Math.max(width, height) / 45, most = +one(root, "input[type=range]").max;
-    const boards = all(root, ".dbx-session").map((node) => ({ node, mask: one(node, ".dbx-mask"), marks: one(node, "svg"), dot: one(root, `[data-dot="${node.dataset.session}"]`) }));
-    const button = one(root, ".dbx-play");
+    const range = one(root, "input[type=range]"), most = +range.max, button = one(root, ".dbx-play"), rows = all(root, "tbody tr");
+    const boards = all(root, ".dbx-session").map((node) => [node, one(node, ".dbx-mask"), all(node, ".dbx-mark")]);
     let clock = null;
     const go = slider(root, (place) => {
-      const told = data.sessions.map((session, number) => {
-        const { node, mask, marks, dot } = boards[number], shown = Math.min(place, session.clicks.length);
+      current(rows, place - 1);
+      return `click ${place}: ` + data.sessions.map((session, number) => {
+        const [node, mask, marks] = boards[number], made = marks.length, shown = Math.min(place, made), iou = shown ? session.iou[shown - 1] : "–";
         mask.hidden = !shown;
         if (shown) mask.src = session.masks[shown - 1];
-        marks.replaceChildren();
-        session.clicks.slice(0, shown).forEach(([x, y, positive], count) => {
-          const last = count === shown - 1, size = last ? 1.35 * reach : reach, arm = 0.55 * size;
-          const mark = svg("g", { class: positive ? "dbx-plus" : "dbx-minus", transform: `translate(${x + 0.5} ${y + 0.5})` }, marks);
-          svg(positive ? "circle" : "rect", positive ? { r: size } : { x: -size, y: -size, width: 2 * size, height: 2 * size }, mark);
-          svg("path", { d: `M${-arm} 0H${arm}${positive ? `M0 ${-arm}V${arm}` : ""}`, "stroke-width": 0.3 * size }, mark);
+        [...marks, ...all(root, `[data-session="${number}"]`)].forEach((mark, count) => {
+          mark.setAttribute("visibility", count % made < shown ? "visible" : "hidden");
+          mark.classList.toggle("dbx-last", count % made === shown - 1);
         });
-        const iou = shown ? session.iou[shown - 1] : "–", done = place > session.clicks.length ? ", ended" : "";
-        const last = shown ? (session.clicks[shown - 1][2] ? " on the defect" : " beside it") : "";
-        say(node, { click: `${shown} of ${session.clicks.length}${last}${done}`, iou });
-        dot.hidden = false;
-        dot.setAttribute("visibility", shown ? "visible" : "hidden");
-        if (shown) [dot.cx.baseVal.value, dot.cy.baseVal.value] = session.points[shown - 1];
-        return `${session.name} IoU ${iou}`;
-      });
-      return `click ${place}: ${told.join(", ")}`;
+        say(node, { click: `${shown} of ${made}`, where: shown ? session.where[shown - 1] : "–", iou });
+        return `${session.name} IoU ${iou}${place > made ? ", ended" : ""}`;
+      }).join(", ");
     });
     const stop = () => {
       clearInterval(clock);
@@ -137,12 +123,11 @@
     };
     button.addEventListener("click", () => {
       if (clock) return stop();
-      const range = one(root, "input[type=range]");
       if (+range.value >= most) go(0);
       button.textContent = "Stop";
       clock = setInterval(() => (+range.value >= most ? stop() : go(+range.value + 1)), 900);
     });
-    one(root, "input[type=range]").addEventListener("input", stop);
+    range.addEventListener("input", stop);
     all(root, "button[data-by]").forEach((other) => other.addEventListener("click", stop));
   }
 
@@ -152,7 +137,7 @@
     slider(root, (place) => {
       picture.src = data.frames[place];
       picture.alt = data.alts[place];
-      rows.forEach((row, number) => (number === place ? row.setAttribute("aria-current", "true") : row.removeAttribute("aria-current")));
+      current(rows, place);
       say(root, { words: data.words[place] });
       return data.words[place];
     });

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FOUND_COLOUR', 'TRUTH_COLOUR', 'FIGURES', 'picture_url', 'mask_url', 'told', 'short', 'explorer_head',
-           'explorer_figure', 'words', 'slider', 'number_table', 'Steps', 'count_steps', 'threshold_explorer',
+           'explorer_figure', 'words', 'slider', 'number_table', 'Steps', 'count_steps', 'rim_of', 'threshold_explorer',
            'slide_explorer']
 
 # %% ../../nbs/practice/67_explorers.ipynb #f9d56947
@@ -52,8 +52,8 @@ def told(value: float, digits: int = 3) -> str:
 
 
 def short(value: float) -> str:
-    """A threshold in four significant digits; "none" for infinity, at which nothing is called defective."""
-    return "none" if np.isinf(value) else f"{value:.4g}"
+    """A threshold in four significant digits; "none" and "all" for the infinite ones, by what is called defective there."""
+    return f"{value:.4g}" if np.isfinite(value) else "none" if value > 0 else "all"
 
 # %% ../../nbs/practice/67_explorers.ipynb #aac0c42f
 _NUMBERS = itertools.count(1)  # ids differ within a process, which writes one page
@@ -88,9 +88,10 @@ def slider(label: str, most: int, start: int, extra: str = "") -> str:
 def number_table(columns: Sequence[str], rows: Sequence[Sequence[str]], current: int = -1) -> str:
     """An HTML table of words; the first column heads its rows. current: the row that is marked."""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
-    body = "".join(f'<tr{" aria-current=true" if number == current else ""}><th scope="row">{escape(first)}</th>'
+    mark = ' aria-current="true"'
+    body = "".join(f'<tr{mark if number == current else ""}><th scope="row">{escape(first)}</th>'
                    + "".join(f"<td>{escape(cell)}</td>" for cell in rest) + "</tr>" for number, (first, *rest) in enumerate(rows))
-    return f'<div class="dbx-table" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="dbx-table"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 # %% ../../nbs/practice/67_explorers.ipynb #1894f8cc
 class Steps(NamedTuple):
@@ -137,8 +138,8 @@ def _row(steps: Steps, k: int) -> dict[str, str]:
             "called": f"{counts.tp + counts.fp:,}"}
 
 
-def _rim(mask: np.ndarray) -> np.ndarray:
-    "The pixels of a mask (H, W) that have one of the others beside them, or the picture's end."
+def rim_of(mask: np.ndarray) -> np.ndarray:
+    """The pixels of a mask, bool (H, W), that have one of the others beside them, or the picture's end."""
     padded = np.pad(mask, 1)
     return mask & ~(padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:])
 
@@ -163,7 +164,7 @@ def threshold_explorer(image: np.ndarray, anomaly_map: np.ndarray, mask: np.ndar
     stage = (f'<div class="dbx-stage" style="--wide:{escape(width)}"><img src="{picture_url(image)}" {size} alt="{words(alt, "alt")}">'
              f'<img class="dbx-levels dbx-sharp" hidden src="{picture_url(found.levels, lossless=True)}" alt="the map, the brighter the higher">'
              f'<img class="dbx-truth dbx-sharp" src="{mask_url(mask, TRUTH_COLOUR, 0.45)}" alt="" hidden>'
-             f'<img class="dbx-still dbx-sharp" src="{mask_url(_rim(found.levels > start), FOUND_COLOUR)}" alt=""><canvas hidden></canvas></div>')
+             f'<img class="dbx-still dbx-sharp" src="{mask_url(rim_of(found.levels > start), FOUND_COLOUR)}" alt=""><canvas hidden></canvas></div>')
     buttons = (f'<button type="button" data-to="{start}">threshold of the run</button>'
                + (f'<button type="button" data-to="{best}">best Dice here (oracle)</button>' if best >= 0 else ""))
     layers = "".join(f'<label><input type="checkbox" name="{name}"{on}> {text}</label>' for name, text, on in (
