@@ -116,7 +116,8 @@ def curve_explorer(curves: Mapping[str, Curve], *, kind: str = "ROC", limit: flo
         raise ParameterError(f"{len(curves)} curves; one chart holds 1 to {len(DASHES)}")
     if not 0 <= start <= limit:
         raise ParameterError(f"start={start} is no budget between 0 and the limit of {limit}")
-    points = {name: budget_points(curve, limit) for name, curve in curves.items()}
+    count = 301 if limit == 0.3 else 201  # steps of 0.1 % for PRO's usual limit
+    points = {name: budget_points(curve, limit, count) for name, curve in curves.items()}
     budgets = next(iter(points.values())).budgets
     first = int(np.argmin(np.abs(budgets - start)))
     methods = [{"name": name, "x": [told(v, 4) for v in found.x], "y": [told(v, 4) for v in found.y],

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FOUND_COLOUR', 'TRUTH_COLOUR', 'FIGURES', 'picture_url', 'mask_url', 'told', 'short', 'explorer_head',
            'explorer_figure', 'words', 'slider', 'number_table', 'Steps', 'count_steps', 'rim_of', 'threshold_explorer',
-           'slide_explorer']
+           'tile_of', 'slide_explorer']
 
 # %% ../../nbs/practice/67_explorers.ipynb #f9d56947
 import base64
@@ -23,6 +23,7 @@ from PIL import Image
 
 from ..core import ParameterError
 from ..metrics.pixel import Counts
+from .panels import GUTTER
 
 # %% ../../nbs/practice/67_explorers.ipynb #734d7f85
 def picture_url(image: np.ndarray, lossless: bool = False) -> str:
@@ -181,6 +182,15 @@ def threshold_explorer(image: np.ndarray, anomaly_map: np.ndarray, mask: np.ndar
     return explorer_figure("threshold", f'<div class="dbx-parts">{stage}<div>{side}</div></div>', data, caption)
 
 # %% ../../nbs/practice/67_explorers.ipynb #f47c27d0
+def tile_of(strip: np.ndarray, place: int) -> np.ndarray:
+    """The picture at `place` (0 is the first) of a stored strip of squares, uint8 (side, side, 3). Raises `ParameterError` for a place it has not."""
+    side = strip.shape[0]
+    start = place * (side + GUTTER)
+    if not 0 <= start <= strip.shape[1] - side:
+        raise ParameterError(f"place {place} of a strip of shape {strip.shape}: there is no picture")
+    return strip[:, start:start + side]
+
+
 def slide_explorer(first: np.ndarray, second: np.ndarray, *, names: tuple[str, str] = ("image", "anomaly map"), alts: tuple[str, str], caption: str,
                    width: str = "24rem") -> str:
     """HTML: one picture over another of the same size, uint8 (H, W[, 3]), with an edge that can be dragged; side by side without JavaScript.
