@@ -166,7 +166,7 @@ def threshold_explorer(image: np.ndarray, anomaly_map: np.ndarray, mask: np.ndar
              f'<img class="dbx-levels dbx-sharp" hidden src="{picture_url(found.levels, lossless=True)}" alt="the map, the brighter the higher">'
              f'<img class="dbx-truth dbx-sharp" src="{mask_url(mask, TRUTH_COLOUR, 0.45)}" alt="" hidden>'
              f'<img class="dbx-still dbx-sharp" src="{mask_url(rim_of(found.levels > start), FOUND_COLOUR)}" alt=""><canvas hidden></canvas></div>')
-    buttons = (f'<button type="button" data-to="{start}">threshold of the run</button>'
+    buttons = (f'<button type="button" data-to="{start}">starting threshold</button>'
                + (f'<button type="button" data-to="{best}">best Dice here (oracle)</button>' if best >= 0 else ""))
     layers = "".join(f'<label><input type="checkbox" name="{name}"{on}> {text}</label>' for name, text, on in (
         ("truth", "annotation, green", " checked" if best >= 0 else ""), ("levels", "anomaly map", "")))
