@@ -56,7 +56,7 @@ def play_again(name: str, annotator: Any, image: np.ndarray, clicks: Iterable[An
     """The masks after each stored click, made again. annotator: has set_image and click. clicks: have x, y and positive, as rows of a session."""
     made = [(int(click.x), int(click.y), bool(click.positive)) for click in clicks]
     annotator.set_image(image)
-    return PlayedSession(name, made, np.stack([np.asarray(annotator.click(*click), bool) for click in made]))
+    return PlayedSession(name, made, np.stack([np.array(annotator.click(*click), bool) for click in made]))
 
 # %% ../../nbs/practice/67c_step_explorers.ipynb #78a760f7
 CHART = (46, 10, 400, 130)  # left, top, width and height of the chart within its picture of 460 x 190
