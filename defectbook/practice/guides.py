@@ -186,7 +186,7 @@ def tree_lines(question: Question, depth: int = 0) -> list[tuple[int, str, str]]
     return lines
 
 
-def draw_tree(question: Question, width: float = 7.0) -> Figure:
+def draw_tree(question: Question, width: float = 5.4) -> Figure:
     """The tree as a figure of `width` inches, one line a question, answer or leaf; a leaf's text may hold line breaks."""
     lines = tree_lines(question)
     tall = [1 + text.count("\n") for _, _, text in lines]
