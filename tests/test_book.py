@@ -161,6 +161,22 @@ def test_pictures_have_words_and_pages_are_light(site) -> None:
     assert (wordless, fat, heavy) == ([], [], {})
 
 
+@pytest.mark.slow
+def test_every_page_is_reached_from_the_landing_page(site) -> None:
+    """By following links, those of the table of contents at the side among them."""
+    reached, waiting = set(), [(site / "index.html").resolve()]
+    while waiting:
+        page = waiting.pop()
+        if page in reached:
+            continue
+        reached.add(page)
+        for link in re.findall(r'href="([^"#?:]+\.html)', page.read_text()):
+            target = (page.parent / unquote(link)).resolve()
+            if target.is_file() and target not in reached:
+                waiting.append(target)
+    assert {page.resolve() for page in pages(site)} <= reached
+
+
 def chromium() -> str:
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if not path:

@@ -50,6 +50,7 @@ def width_of(name: str) -> int:
 def lay_out(name: str) -> tuple[list[Box], list[tuple[Box, Box]], float]:
     """Boxes with places, arrows, and the drawing's height. Raises KeyError for a chapter that the book has not."""
     plan, boxes, y = read_maps()[name], {}, 2.0
+    level = plan.get("level", LEVEL)
     for row in plan["rows"]:
         shares = [box.get("share", 1) for box in row]
         room, x, row_boxes = width_of(name) - GAP * (len(row) - 1) - 4, 2.0, []
@@ -71,8 +72,8 @@ def lay_out(name: str) -> tuple[list[Box], list[tuple[Box, Box]], float]:
         for box in row_boxes:
             box.height = tallest
             boxes[box.name] = box
-        y += tallest + LEVEL
-    return list(boxes.values()), [(boxes[first], boxes[second]) for first, second, *_ in plan.get("arrows", [])], y - LEVEL + 2
+        y += tallest + level
+    return list(boxes.values()), [(boxes[first], boxes[second]) for first, second, *_ in plan.get("arrows", [])], y - level + 2
 
 
 def ports(arrows: list[tuple[Box, Box]]) -> dict[tuple[str, str, str], float]:

@@ -48,7 +48,8 @@ def running_time(page: str, _: str) -> str:
     stored = Path(page).stem == "experiments"
     told = (f"{len(chapters)} experiments, of which {len(times)} have stored runs. Those took **{told_time(sum(times))}** in all, "
             "as their provenance says: two CPU cores, a process a run.") if stored else \
-        f"{len(chapters)} pages, which run in **{told_time(sum(times))}** altogether on one CPU core, each with a start of Python of its own."
+        (f"{len(chapters)} pages, which run in **{told_time(sum(times))}** altogether on one CPU core, each with a start of Python of its own."
+         if len(chapters) > 1 else f"One page, which runs in **{told_time(sum(times))}** on one CPU core, the start of Python included.")
     return told + (f" **{exercises} exercises**, each with a solution folded away below it." if exercises else "")
 
 

@@ -75,7 +75,8 @@ def _stored(experiment: str) -> str:
 
 LAPTOP = ("**On a laptop**: no GPU and no account is needed. In a checkout, `make demo` once, then `. .venv/bin/activate`; elsewhere "
           "`pip install 'defectbook[elpv,run,sam]'`, and the commands make runs in `data/results` where you are. `defectbook info` says which data "
-          "sets are here and how to get the others. Runs that are stored already are read, not made again; `-p preset=smoke` tries a command in seconds.")
+          "sets are here and how to get the others. Runs that are stored already are read, not made again; "
+          "`-p preset=smoke` tries a command in seconds.")
 
 
 def box(title: str, lines: list[str]) -> str:
