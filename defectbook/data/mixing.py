@@ -194,7 +194,7 @@ def _single_thread(worker: int) -> None:
 def make_loader(data: SyntheticDefects, batch_size: int, workers: int = 0, shuffle: bool = True, start: str = "spawn", epoch: int = 0):
     """A `torch.utils.data.DataLoader` over `data` whose n-th pass is epoch `epoch` + n; batches do not depend on `workers`.
 
-    batch_size: items a batch, the last one smaller. workers: processes that draw, 0 draws in this one. shuffle: a new order each epoch.
+    batch_size: items a batch; the last may be smaller. workers: processes that draw, 0 draws in this one. shuffle: a new order each epoch.
     start: how workers are started, "spawn" or "forkserver". "fork" is refused (`ParameterError`): OpenCV's threads do not survive it, and a
     worker may wait for them for ever. epoch: where a resumed run goes on.
     """

@@ -86,7 +86,8 @@ def defect_objects(name: str, count: int = 60, root: Path | str | None = None, s
 
     root: that folder, by default found by the search order of `data.sources`. side: of the images and masks, in px.
     magnetic_tile: the largest part of each annotated tile. deeppcb: regions of what differs from the template inside the annotated boxes.
-    pcb: simulated boards of 512 px. foil: simulated foils of 768 px, several defects of each. Raises `ParameterError`, or `DataError` without data.
+    pcb: simulated boards of 512 px. foil: simulated foils of 768 px, several defects of each.
+    Raises `ParameterError` for another name and a count below 1, `DataError` without data.
     """
     if name not in OBJECT_SETS:
         raise ParameterError(unknown("set of objects", name, OBJECT_SETS))
@@ -160,8 +161,8 @@ def _painted(sample: Sample, index: int, seed: int) -> Sample:
 def read_instances(root: Path | str, side: int = 256, room: float | None = None, least: int = 24, most: int | None = None) -> list[ClickObject]:
     """Every instance below `root`: images/[KIND/]NAME.png with masks/[KIND/]NAME.png (values number instances) or masks/[KIND/]NAME/*.png.
 
-    room: see `close_look`; None keeps whole pictures at their size, else side is that of the window in px. least: instances of fewer
-    pixels are left out. most: instances of a picture, the largest first.
+    room: see `close_look`; None keeps whole pictures at their size. side: of the close looks, in px. least: instances of fewer pixels are
+    left out. most: instances of a picture, the largest first.
     Raises `DataError` naming the file: no images, a picture without a mask, sizes that differ, or nothing annotated at all.
     """
     images = Path(root) / "images"

@@ -101,7 +101,8 @@ def take_shot(options: PcbOptions, split: str, index: int, kind: str = "good") -
     """Board `index` of `split`, with defects of `kind` ("good": none); it depends on its arguments only.
 
     options: size, seed and the like. split: any name, "train", "validation" and "test" in `PcbBoards`.
-    Raises `DataError` when the kind finds no place on the board's design (only with few designs and small images).
+    Raises `DataError` when the kind finds no place on the board's design (only with few designs and small images), `ParameterError` for
+    an unknown kind.
     """
     for attempt in range(ATTEMPTS):
         try:
@@ -157,7 +158,7 @@ def _template_of(*where) -> np.ndarray:
 def pcb_sample(options: PcbOptions, split: str, index: int, kind: str = "good") -> Sample:
     """A sample whose arrays are simulated when they are asked for. label: the kind's class index, 0 for a good board.
 
-    options, split, index, kind: of the board, as for `take_shot`, whose errors come when an array is read.
+    options, split, index, kind: of the board, as for `take_shot`, whose `DataError` comes when an array is read.
     meta: kind, group (the design), simulated, and template: a function that gives the template image.
     """
     where = (options, split, index, kind)

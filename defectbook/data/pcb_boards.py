@@ -163,9 +163,9 @@ Colour = tuple[float, float, float]
 class Style:
     """The colours of a board, RGB in 0..255, and how strongly edges catch the light.
 
-    name: in `STYLES`. masked_laminate, masked_copper: seen through the solder mask; laminate, bare_copper: without it. finish: the plating
-    on open copper. silk: print. hole: what a hole shows. wear: scratches. stain: residue. relief: by how many grey levels the steepest
-    edge is lighter or darker. light: where it comes from, (x, y) of -1 or 1, y down. masked: whether there is a solder mask.
+    name: its key in `STYLES`. masked_laminate, masked_copper: seen through the solder mask; laminate, bare_copper: without it. finish: the
+    plating on open copper. silk: print. hole: what a hole shows. wear: scratches. stain: residue. relief: by how many grey levels the rim
+    of copper is lighter or darker. light: where it comes from, (x, y) of -1 or 1, y down. masked: whether there is a solder mask.
     """
 
     name: str
@@ -306,7 +306,7 @@ def _render(layers: Layers, style: Style, surface: Surface) -> np.ndarray:
 
 
 def render(layers: Layers, style: Style, surface: Surface, window: tuple[slice, slice] | None = None) -> np.ndarray:
-    """The board in even light, without noise: float32 (3, H, W), 0..255; with `window`, only that part (the same values).
+    """The board in even light, without noise: float32 (3, H, W), about 0..255; with `window`, only that part (the same values).
 
     layers: what lies where. style: the colours. surface: textures of the layers' size. window: (rows, columns), slices with both ends.
     """

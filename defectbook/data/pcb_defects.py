@@ -50,7 +50,7 @@ def blob(rng: np.random.Generator, centre: np.ndarray, along: float, across: flo
          rough: float = 0.18) -> np.ndarray:
     """An irregular ellipse as a polygon (32, 2): radius `along` the unit vector `direction`, radius `across` it.
 
-    centre: (x, y) in pixels, like the polygon. rough: how far the outline wanders off, as a share of the radius; 0 is an ellipse.
+    centre: (x, y) in pixels, like the polygon. rough: how strongly the outline waves, relative to the radius; 0 is an ellipse.
     """
     angles = np.linspace(0, 2 * np.pi, 32, endpoint=False)
     radius = np.ones(32)

@@ -77,8 +77,8 @@ class Layout:
 class Footprint:
     """The lands of one component around its centre, the direction in which each is left, its outline and half its courtyard.
 
-    pads: in pixels from the centre. exits: for each pad a unit vector (x, y), (0, 0) if no trace leaves it. outline: printed. half: (x, y).
-    prefix: of the name printed beside it, such as "R"; "" for none.
+    pads: in pixels from the centre. exits: for each pad a unit vector (x, y), (0, 0) if no trace leaves it. outline: printed. half: of the
+    courtyard's width and height. prefix: of the name printed beside it, such as "R"; "" for none.
     """
 
     pads: tuple[Pad, ...]
@@ -251,7 +251,7 @@ class CopperMap:
 class Router(CopperMap):
     """Places components and lays traces so that nets stay apart.
 
-    side: of the board in pixels. gap: pixels that the copper of two nets stays apart. rng: draws places and names.
+    side: of the board in pixels. gap: pixels that the copper of two nets stays apart. rng: draws places, ways and names.
     pads, with nets, exits and parts: of each pad its net, the direction in which a trace leaves it, and its component.
     taken: bool (side, side), courtyards where no other component may stand.
     """
@@ -336,7 +336,7 @@ def connect(router: Router, first: int, second: int, width: float) -> bool:
     """Route a trace between two pads by the first of the `bends` that is free; their nets become one.
 
     router: holds the board, and is changed. first, second: numbers of the pads. width: of the trace in pixels.
-    False, and nothing is laid, where no way is free, the two are one net already, or together they have more than `MAX_PINS` pads.
+    False, and nothing is laid, where no way will do, the two are one net already, or together they have more than `MAX_PINS` pads.
     """
     nets = router.nets[first], router.nets[second]
     if nets[0] == nets[1] or router.nets.count(nets[0]) + router.nets.count(nets[1]) > MAX_PINS:
@@ -361,7 +361,8 @@ def escape(router: Router, pad: int, width: float, shift: float, length: float, 
     """Lead a pin away in its leave direction, sideways by `shift` on a diagonal, and end in a via (or run off the board).
 
     router: holds the board, and is changed. pad: its number. width, shift, length: of the trace, in pixels. land: the via to put at the
-    end, wherever that is; None for none. A blocked way is tried again at half the length, twice; False when all are blocked.
+    end, wherever that is; None for none. A blocked way is tried again at half the length, twice; False when all are blocked, or the pad
+    has no leave direction.
     """
     ex, ey = router.exits[pad]
     if ex == ey == 0:
