@@ -61,7 +61,10 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """The message for a name that is not in a registry: what was asked, the likely intention, and all valid names."""
+    """The message for a name that is not in a registry: what was asked, the likely intention, and all valid names.
+
+    what: the kind of thing, in words ("data set"). name: as it was asked for. known: the valid names, in any order.
+    """
     known = sorted(known)
     suggestion = nearest(name, known)
     hint = f"did you mean {suggestion!r}? " if suggestion else ""
@@ -134,8 +137,9 @@ def _pixels(source: ImageSource, palette: str) -> tuple[np.ndarray, str]:
 def read_image(source: ImageSource) -> np.ndarray:
     """An image file, an array, or a function that returns an array, as uint8 (H, W, 3) RGB.
 
-    Accepts grey, grey + alpha, RGB, RGBA, palette and 16-bit input; alpha is dropped, 16 bits are mapped linearly to 8.
-    Raises `DataError` naming the file when it is missing, truncated, or of a type that has no fixed range (float).
+    source: such a file's path, array or function. Grey, grey + alpha, RGB, RGBA, palette and 16-bit input are accepted; alpha is dropped,
+    16 bits are mapped linearly to 8. Raises `DataError` naming the file when it is missing, truncated, or of a type that has no fixed
+    range (float), and for a shape that is no image's.
     """
     array, name = _pixels(source, "colours")
     array = _eight_bit(array, name)
@@ -151,8 +155,9 @@ def read_image(source: ImageSource) -> np.ndarray:
 def read_mask(source: ImageSource, threshold: int | None = 127) -> np.ndarray:
     """A mask as uint8 (H, W): 1 where the grey value exceeds `threshold`, or the class indices as they are when it is None.
 
-    Of a colour file the first channel is read, and only if all three agree; alpha is dropped. Raises `DataError` on
-    coloured masks, and on class indices outside 0..255.
+    source: a path, an array, or a function that returns an array. Of a colour file the first channel is read, and only if all three
+    agree; alpha is dropped. Raises `DataError` for a file that is missing or unreadable, on coloured masks, and on class indices outside
+    0..255.
     """
     # A palette PNG (LabelMe, VOC) stores class indices as palette positions; a black-and-white one stores its colours there.
     array, name = _pixels(source, "positions" if threshold is None else "colours")
@@ -201,6 +206,8 @@ class Sample:
 
     image: a path, a uint8 array, or a function that returns one. mask: the same, or None when the pixels are not annotated.
     label: 0 normal, 1.. defective. name: unique within its data set. meta: anything else (kind, probability, group ...).
+    mask_threshold: grey value above which a mask's pixel is defective, or None when the mask holds class indices (see `read_mask`).
+    Reading raises `DataError` for a file that cannot be read and a mask of another size.
     """
 
     def __init__(self, image: ImageSource, mask: ImageSource | None = None, label: int = 0, name: str = "",
@@ -297,7 +304,11 @@ def resolve_device(device: str = "auto") -> str:
 
 # %% ../nbs/00_core.ipynb #4c3ea41c
 def progress(items: Iterable, description: str = "", total: int | None = None) -> Iterator:
-    """Iterate over `items` with a bar and an ETA on standard error, shown only once two seconds have passed."""
+    """Iterate over `items` with a bar and an ETA on standard error, shown only once two seconds have passed.
+
+    description: the words before the bar. total: how many items there are; None asks `items` for its length, and without one there is no
+    ETA. The environment variable DEFECTBOOK_PROGRESS=0 turns the bar off.
+    """
     silent = os.environ.get("DEFECTBOOK_PROGRESS", "1") == "0"
     return tqdm(items, desc=description, total=total, delay=2, disable=silent, file=sys.stderr, dynamic_ncols=True)
 

@@ -64,7 +64,11 @@ def load(name: str, root: Path | str | None = None, at_most: Mapping[str, int | 
 
 
 def categories_in(name: str, root: Path | str | None = None) -> list[str]:
-    """The categories of data set `name`, real or simulated; [""] for a set that is one whole. Raises `DataError`."""
+    """The categories of data set `name`, real or simulated; [""] for a set that is one whole.
+
+    root: the folder of a real set, by default found by the search order of `data.sources`; simulated sets ignore it.
+    Raises `DataError` for an unknown name, and for a real set that is not found or holds no category.
+    """
     if name not in READERS:
         raise DataError(unknown("data set", name, READERS))
     if name == "elpv_simulated_cracks":

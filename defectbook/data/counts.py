@@ -43,7 +43,11 @@ def _pixels(mask: np.ndarray | None, value: int) -> float:
 # %% ../../nbs/data/10c_counts.ipynb #e0c22e5f
 @dataclass(frozen=True)
 class Statistics:
-    """Counts of a data set. table: one row a class (index), columns images, regions, pixels, pixel_share (of all annotated pixels)."""
+    """Counts of a data set. table: one row a class (index), columns images, regions, pixels, pixel_share (of all annotated pixels).
+
+    name: the set's. images: how many there are; defective: how many of them have a label above 0. colour: whether any of nine evenly
+    spaced images has channels that differ by more than JPEG's rounding. Pixels are NaN for a class with an image that is not annotated.
+    """
 
     name: str
     images: int
@@ -79,8 +83,11 @@ class Statistics:
 
 # %% ../../nbs/data/10c_counts.ipynb #2242fd8f
 def count_classes(name: str, samples: Sequence[Sample], classes: Sequence[str]) -> Statistics:
-    """Images, regions and pixels of each class in `samples`. classes: names by mask index, 0 is normal; two names mean a
-    binary mask, and then the samples' kinds are the classes."""
+    """Images, regions and pixels of each class in `samples`, as `Statistics`; the images are read for it.
+
+    name: of the set, for the report. classes: names by mask index, 0 is normal; two names mean a binary mask, and then the samples' kinds
+    are the classes. A region is an annotated box where meta["boxes"] has them, else an 8-connected component of the mask.
+    """
     counts: dict[str, np.ndarray] = {c: np.zeros(3) for c in classes[1:]} if len(classes) > 2 else {}
     annotated = 0
     for sample in samples:

@@ -44,7 +44,12 @@ def _checked(options: dict) -> tuple:
 # %% ../../nbs/data/17c_cracked_surfaces.ipynb #1d61b084
 @dataclass(frozen=True)
 class CrackedSurface:
-    """A sample's image with cracks grown on it, or their mask (0 and 1), made when called. part: "image" or "mask"."""
+    """A sample's image with *simulated* cracks grown on it, or their mask, made when called: uint8 (H, W, 3), or uint8 (H, W) of 0 and 1.
+
+    sample: a normal one. seed, stream: with the sample's name they decide the cracks; another stream, other cracks. options: pairs
+    (name, value) of `simulate_cracks`' options, tone "auto" allowed. part: "image" or "mask".
+    The call raises `DataError` naming a sample whose pixels no such crack can change.
+    """
 
     sample: Sample
     seed: int

@@ -44,7 +44,8 @@ def simulate_cracks(image: np.ndarray, rng: np.random.Generator, *, contrast: tu
     """`image` uint8 (H, W, 3) with cracks grown on it: (image, mask uint8 (H, W) of 0 and 1, "crack").
 
     The mask holds exactly the pixels whose value changed. `tone`: "dark" absorbs light, "bright" adds it; `contrast`: how much, in 0..1.
-    The rest is passed to `crack_coverage`. Raises `DataError` when no pixel can change (a dark crack on a black image).
+    cracks, length, width, branching: as for `crack_coverage`. Raises `ParameterError` for another tone and ranges that are empty or out of
+    bounds, `DataError` for another type of image, or when no pixel can change (a dark crack on a black image).
     """
     if tone not in ("dark", "bright"):
         raise ParameterError(f"tone {tone!r}: valid values are dark, bright")
@@ -65,7 +66,10 @@ def simulate_cracks(image: np.ndarray, rng: np.random.Generator, *, contrast: tu
 # %% ../../nbs/data/17_cracks.ipynb #a56b580d
 @dataclass(frozen=True)
 class CrackedCell:
-    """The image of a cell with cracks, or their mask, made when called. part: "image" or "mask"."""
+    """The image of a cell with *simulated* cracks, or their mask, made when called: uint8 (H, W, 3), or uint8 (H, W) of 0 and 1.
+
+    source: the cell's image, as `read_image` takes it. name: the cell's; with `seed` it decides the cracks. part: "image" or "mask".
+    """
 
     source: ImageSource
     name: str
@@ -87,7 +91,10 @@ def read_elpv_cracks(root: Path | str | None = None, category: str = "mono", nor
                      seed: int = 0, on_error: str = "raise") -> Dataset:
     """Functional cells of ELPV, with *simulated* cracks on every second one of `test` cells; every pixel's truth is known.
 
-    Arguments and errors as for `read_elpv`; also `DataError` when fewer than `test` cells remain. Same seed, same cells and cracks.
+    root: ELPV's folder, by default found by the search order of `data.sources`. category: cell type, "mono", "poly" or "all". normal,
+    validation: numbers of functional cells for train and validation. on_error: "raise", or "skip" to leave out unreadable images with a
+    note. Errors as for `read_elpv`; also `DataError` unless `test` is 2 or more and that many functional cells remain.
+    Same seed, same cells and cracks.
     """
     cells = read_elpv(root, category, normal, validation, seed, on_error=on_error)
     rest = [cell for cell in cells.test if cell.label == 0]

@@ -41,7 +41,9 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 class Dataset:
     """A named data set: three sequences of samples, the names of its classes (index 0 is normal), and the reader's notes.
 
-    look: how near two images' hashes are when they show one part (see `data.groups`); None when hashes say nothing here.
+    name, category: which set, and which part of it was read. root: the folder it came from, Path("simulated") where there is none.
+    train, validation, test: sequences of `Sample`s; for detection the first two are normal. simulated: whether a program drew images or
+    defects. look: how near two images' hashes are when they show one part (see `data.groups`); None when hashes say nothing here.
     """
 
     name: str
@@ -140,7 +142,10 @@ def summarise(dataset: Dataset) -> str:
 # %% ../../nbs/data/11_datasets.ipynb #c27831bf
 @contextlib.contextmanager
 def skipping(on_error: str, notes: list[str]) -> Iterator[None]:
-    """Inside, a `DataError` passes when `on_error` is "raise", and becomes a note when it is "skip"."""
+    """Inside, a `DataError` is raised as ever when `on_error` is "raise", and becomes a line of the list `notes` when it is "skip".
+
+    Raises `ParameterError` for another `on_error`.
+    """
     if on_error not in ("raise", "skip"):
         raise ParameterError(unknown("on_error", on_error, ("raise", "skip")))
     try:
@@ -152,7 +157,10 @@ def skipping(on_error: str, notes: list[str]) -> Iterator[None]:
 
 
 def readable(samples: Sequence[Sample], on_error: str, notes: list[str]) -> list[Sample]:
-    """All `samples` for "raise"; for "skip" those whose image, mask and template can be decoded, with a note for each other one."""
+    """All `samples`, undecoded, for on_error "raise"; for "skip" those whose image, mask and template can be decoded.
+
+    notes: a list that gets one line for each sample left out. Raises `ParameterError` for another `on_error`.
+    """
     kept = []
     for sample in samples if on_error == "raise" else progress(samples, "decoding the images"):
         with skipping(on_error, notes):
@@ -167,7 +175,8 @@ def readable(samples: Sequence[Sample], on_error: str, notes: list[str]) -> list
 def split_normal(samples: Sequence[Sample], sizes: Sequence[int], seed: int, where: str) -> list[list[Sample]]:
     """Disjoint random parts of `samples` with the given sizes, then the rest; the order inside a part is the given one.
 
-    Raises `DataError` when there are fewer samples than asked for, `ParameterError` when a size is negative.
+    where: what messages name, such as folder and category. Same seed, same parts. Raises `DataError` when there are fewer samples than
+    asked for, `ParameterError` when a size is negative.
     """
     if any(size < 0 for size in sizes):
         raise ParameterError(f"{where}: split sizes {list(sizes)} must not be negative")
@@ -182,10 +191,11 @@ def read_elpv(root: Path | str | None = None, category: str = "mono", normal: in
               defective: Sequence[float] = (1.0,), on_error: str = "raise") -> Dataset:
     """ELPV: train and validation are functional cells, test is the rest of them and the defective ones (no pixel masks).
 
-    category: cell type, "mono", "poly" or "all". normal, validation: numbers of functional cells. defective: the expert
-    probabilities (1/3, 2/3, 1) that count as defective; cells of other positive probabilities are left out and noted.
+    root: the folder with labels.csv and images/, by default found by the search order of `data.sources`. category: cell type, "mono",
+    "poly" or "all". normal, validation: numbers of functional cells. defective: the expert probabilities (1/3, 2/3, 1) that count as
+    defective; cells of other positive probabilities are left out and noted.
     on_error: "raise", or "skip" to leave out unreadable images with a note.
-    Raises `DataError` for a missing or malformed labels.csv, `ParameterError` for an unknown cell type.
+    Raises `DataError` for a missing or malformed labels.csv and for too few functional cells, `ParameterError` for an unknown cell type.
     """
     root = find_data("elpv", root)
     if category not in ("mono", "poly", "all"):
@@ -209,7 +219,7 @@ def read_elpv(root: Path | str | None = None, category: str = "mono", normal: in
 
 
 def read_lines(table: Path) -> list[str]:
-    """The lines of a text file. Raises `DataError` when it is not UTF-8 or cannot be read."""
+    """The lines of the text file `table`, without line ends and byte-order mark. Raises `DataError` when it is not UTF-8 or cannot be read."""
     try:
         return table.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:

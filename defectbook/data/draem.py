@@ -29,7 +29,10 @@ ROOT_2 = math.sqrt(2)
 
 @lru_cache(maxsize=64)
 def axis_factors(pixels: int, cells: int) -> tuple[np.ndarray, ...]:
-    """(node, w0, w1, r0, r1) along one axis: int (pixels,) the node before each pixel, and float32 weights and ramps of it and the next."""
+    """(node, w0, w1, r0, r1) along one axis: int (pixels,) the node before each pixel, and float32 weights and ramps of it and the next.
+
+    pixels: the axis's length. cells: cells of the noise along it, not necessarily of whole pixels.
+    """
     place = np.arange(pixels) * (cells / pixels)
     node = np.minimum(place.astype(int), cells - 1)
     inside = place - node
@@ -51,17 +54,20 @@ def perlin_noise(shape: tuple[int, int], cells: tuple[int, int], rng: np.random.
 
 # %% ../../nbs/data/15b_draem.ipynb #cf0d83d6
 def rotate(image: np.ndarray, degrees: float) -> np.ndarray:
-    """`image`, (H, W) or (H, W, 3), turned about its centre; what comes from outside is mirrored."""
+    """`image`, (H, W) or (H, W, 3), turned about its centre; what comes from outside is mirrored.
+
+    degrees: anticlockwise. Shape and type stay; values are bilinear.
+    """
     height, width = image.shape[:2]
     turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1)
     return cv2.warpAffine(image, turn, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
 
 
 def perlin_mask(shape: tuple[int, int], scales: tuple[int, int], threshold: float, rng: np.random.Generator) -> np.ndarray:
-    """uint8 (H, W): 1 where rotated Perlin noise exceeds `threshold`.
+    """uint8 (H, W): 1 where rotated Perlin noise exceeds `threshold`. shape: (height, width) in px.
 
     Its rows and columns of cells are 2**k, each with its own k drawn from `scales` = (least, greatest).
-    A cell is never smaller than 4 px. The mask may be empty.
+    A cell is never smaller than 4 px. threshold: of noise in -1..1. The mask may be empty.
     """
     cells = [min(2 ** int(k), side // 4) for k, side in zip(rng.integers(*scales, 2, endpoint=True), shape, strict=True)]
     return (rotate(perlin_noise(shape, (cells[0], cells[1]), rng), rng.uniform(-90, 90)) > threshold).view(np.uint8)
@@ -71,7 +77,10 @@ TextureSource = Callable[[tuple[int, int], np.random.Generator], np.ndarray]
 
 
 def clouds(shape: tuple[int, int], rng: np.random.Generator, cells: int = 3, octaves: int = 4) -> np.ndarray:
-    """Octaves of Perlin noise, each of twice the frequency and half the height: float32 (H, W), about -1..1."""
+    """Octaves of Perlin noise, each of twice the frequency and half the height: float32 (H, W), about -1..1.
+
+    shape: (height, width) in px. cells: of the first octave, along each side. octaves: how many are added; more are finer.
+    """
     coarse = max(4, shape[0] // 2), max(4, shape[1] // 2)  # half the size shows as much and costs a quarter
     total = np.zeros(coarse, np.float32)
     for octave in range(octaves):
@@ -113,7 +122,7 @@ TEXTURES: dict[str, Callable[[tuple[int, int], np.random.Generator], np.ndarray]
 
 # %% ../../nbs/data/15b_draem.ipynb #2c8d503c
 def colour_field(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A field, float (H, W), as uint8 (H, W, 3): its range mapped to a palette through three random colours, with a little sensor noise."""
+    """`values`, float (H, W) of any range, as uint8 (H, W, 3): mapped to a palette through three random colours, with a little sensor noise."""
     grey = cv2.normalize(values, None, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)
     stops = rng.integers(0, 256, (3, 3))
     palette = np.stack([np.interp(np.arange(256), (0, 128, 255), stops[:, c]) for c in range(3)], axis=1).astype(np.uint8)

@@ -143,7 +143,10 @@ def _write_entry(draft: Path, name: PurePosixPath, content: IO[bytes] | None, ar
 # %% ../../nbs/data/11c_fetching.ipynb #ec4167df
 @dataclass(frozen=True)
 class CheckReport:
-    """What `check_data` found. problem: the first thing that is wrong, or "". facts: what was looked at and is right."""
+    """What `check_data` found. problem: the first thing that is wrong, or "". facts: what was looked at and is right.
+
+    name: the data set's. root: the folder that was looked through, "" where none was found.
+    """
 
     name: str
     root: str

@@ -39,7 +39,11 @@ TRAIL_WIDTH = 8.5
 
 @dataclass(frozen=True)
 class PlannedDefect:
-    """A defect that is still to be drawn: its class, area in pixels, image, vertical place in 0..1, and a trail's agglomeration."""
+    """A defect that is still to be drawn: its class, area in pixels, image, vertical place in 0..1, and a trail's agglomeration.
+
+    kind: an index into `FOIL_CLASSES`. item: the number of the image. y: 0 is the top edge. parent: of a trail, the position of its
+    agglomeration in the plan; else -1.
+    """
 
     kind: int
     area: float
@@ -96,7 +100,11 @@ def _plan_trails(plan: list[PlannedDefect], total: float, size: tuple[int, int],
 # %% ../../nbs/data/13_foil.ipynb #f0c9d049
 @dataclass
 class Defect:
-    """A drawn defect: its class, its pixels in the mask, its height or depth in pixels, its box (top, left, bottom, right)."""
+    """A drawn defect: its class, its pixels in the mask, its height or depth in pixels, its box (top, left, bottom, right).
+
+    kind: an index into `FOIL_CLASSES`. area: without what lies on earlier defects or outside. relief: the greatest, without its sign.
+    box: bottom and right are exclusive.
+    """
 
     kind: int
     area: int
@@ -105,7 +113,10 @@ class Defect:
 
 
 class Canvas:
-    """The arrays that defects are drawn into: relief and tint float32 (H, W), mask uint8 (H, W), instances int32 (H, W)."""
+    """The arrays that defects are drawn into: relief and tint float32 (H, W), mask uint8 (H, W), instances int32 (H, W).
+
+    size: (height, width) in pixels. A new canvas is level (relief 0), untinted (1), and all background (0).
+    """
 
     def __init__(self, size: tuple[int, int]):
         self.relief = np.zeros(size, np.float32)
@@ -172,9 +183,9 @@ def grow_crack(rng: np.random.Generator, length: float, half_width: float, branc
                heading: float | None = None, depth: int = 2, joined: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """A crack from the origin: points (P, 2) as (y, x) in pixels, 0.7 apart, and half-widths (P,) that taper to the tips.
 
-    `branching` is the expected number of side branches of the main path, `wander` the size of its turns in radians,
-    `heading` its direction (random when None), `depth` how often branches may branch again. The start tapers quickly,
-    unless it is `joined` to another crack.
+    `length` and `half_width` are in pixels, the latter before tapering and unevenness; `branching` is the expected number of side
+    branches of the main path, `wander` the size of its turns in radians, `heading` its direction (random when None), `depth` how often
+    branches may branch again. The start tapers quickly, unless it is `joined` to another crack.
     """
     heading = rng.uniform(0, 2 * np.pi) if heading is None else heading
     steps = max(int(length / 0.7), 3)
@@ -290,7 +301,7 @@ def _waves(size: tuple[int, int], spacing: tuple[int, int], rng: np.random.Gener
 
 
 def coat(size: tuple[int, int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The height (pixels) and albedo (0..1) of a sound coating, float32 (H, W) each."""
+    """The height (pixels) and albedo of a sound coating, float32 (H, W) each. size: (height, width). The albedo lies around 0.42."""
     grain = cv2.GaussianBlur(rng.standard_normal(size, np.float32), (0, 0), 1.1)
     height = 0.18 * grain + 0.5 * _waves(size, (37, 160), rng) + 1.5 * _waves(size, (150, 420), rng)
     albedo = 0.42 * (1 + 0.10 * np.roll(grain, 3, 1) + 0.02 * _waves(size, (90, 210), rng))
@@ -328,7 +339,10 @@ def shade(normals: np.ndarray, albedo: np.ndarray, lights: np.ndarray) -> np.nda
 
 
 def cast_shadows(height: np.ndarray, light: np.ndarray, doublings: int = 4) -> np.ndarray:
-    """Where the surface hides the light, bool (H, W); looks 2**doublings - 1 steps towards the light, in whole pixels."""
+    """Where the surface hides the light, bool (H, W); looks 2**(doublings - 1) steps towards the light, in whole pixels.
+
+    height: float32 (H, W) in pixels. light: (3,), the direction towards the lamp, rounded to one of eight ways across the image.
+    """
     level = math.hypot(light[0], light[1])
     if level < 1e-6:
         return np.zeros(height.shape, bool)
@@ -353,7 +367,10 @@ GAIN = 1.8  # a flat coating lands near 110 of 255
 
 
 def photograph(height: np.ndarray, albedo: np.ndarray, lights: np.ndarray, rng: np.random.Generator, noise: float = 1.0) -> np.ndarray:
-    """Captures uint8 (n, H, W) of a surface under each of `lights` (n, 3); `noise` scales the sensor's noise, 0 turns it off."""
+    """Captures uint8 (n, H, W) of a surface under each of `lights` (n, 3); `noise` scales the sensor's noise, 0 turns it off.
+
+    height: float32 (H, W) in pixels. albedo: float32 (H, W) in 0..1. A pixel in a cast shadow gets no light at all.
+    """
     dx, dy = slopes(height)
     radiance = (255 * GAIN) * albedo / np.sqrt(dx * dx + dy * dy + 1)
     captures = np.empty((len(lights), *height.shape), np.uint8)
@@ -393,7 +410,11 @@ def normal_view(captures: np.ndarray) -> np.ndarray:
 # %% ../../nbs/data/13_foil.ipynb #93aabf21
 @dataclass
 class Foil:
-    """One simulated foil: height (pixels) and albedo float32 (H, W), the drawn defects, and the lamps it is photographed under."""
+    """One simulated foil: height (pixels) and albedo float32 (H, W), the drawn defects, and the lamps it is photographed under.
+
+    canvas: the defects with their mask. rng: draws the sensor's noise when the captures are first asked for; noise: its strength, 1 as
+    usual, 0 for none. lights: float (n, 3), unit directions towards the lamps; the thesis's four by default.
+    """
 
     height: np.ndarray
     albedo: np.ndarray
@@ -420,7 +441,10 @@ class Foil:
 
 def draw_foil(planned: Sequence[tuple[int, PlannedDefect]], size: tuple[int, int], rng: np.random.Generator,
               noise: float = 1.0) -> Foil:
-    """A foil of `size` = (height, width) with the `planned` defects on a fresh coating."""
+    """A foil of `size` = (height, width) with the `planned` defects on a fresh coating.
+
+    planned: pairs (position in the plan, planned defect) of this foil. noise: the sensor's, 1 as usual, 0 for none.
+    """
     canvas = draw_defects(planned, size, rng)
     height, albedo = coat(size, rng)
     # Slurry flows: a slight blur of the relief rounds edges that no coating could hold.
@@ -440,10 +464,11 @@ def _visibility(canvas: Canvas) -> np.ndarray:
 
 
 def annotate(canvas: Canvas, rng: np.random.Generator, coarse: float = 0.5, missing: float = 0.3) -> np.ndarray:
-    """The truth as a hurried annotator marks it, uint8 (H, W).
+    """The truth as a hurried annotator marks it, uint8 (H, W) of indices into `FOIL_CLASSES`. canvas: the true mask and its defects.
 
     `coarse`: the share of defects marked with a generous brush; `missing`: the expected share of agglomerations, cavities and
-    trails left out, small and faint ones first (cracks are always seen). Both in 0..1; at 0 and 0 the result is the true mask.
+    trails left out, small and faint ones first (cracks are always seen). Both in 0..1, else `ParameterError`; at 0 and 0 the result is
+    the true mask.
     """
     if not (0 <= coarse <= 1 and 0 <= missing <= 1):
         raise ParameterError(f"coarse={coarse}, missing={missing}; both are shares from 0 to 1")
@@ -477,8 +502,10 @@ class Foils(Sequence):
 
     The class shares over the set are those of Table 3.1 (or `shares`). Item i depends on the arguments only, not on which items
     were drawn before. `annotation` says what `Sample.mask` is: "true" or "flawed" (see `annotate` for `coarse` and `missing`).
-    `view` turns the captures uint8 (4, H, W) into the image uint8 (H, W, 3); the default is the normal map.
+    `noise` is the sensor's: 1 as usual, 0 for none. `view` turns the captures uint8 (4, H, W) into the image uint8 (H, W, 3); the
+    default is the normal map.
     `Sample.meta`: "simulated", "classes", "pixel_size_um", and the functions "truth", "annotation" and "foil".
+    Raises `ParameterError` for fewer than 1 foil, a side below 64 px, another annotation, and noise, coarse or missing out of range.
     """
 
     def __init__(self, count: int = 26, size: tuple[int, int] = (1920, 1920), seed: int = 0, *, annotation: str = "true",

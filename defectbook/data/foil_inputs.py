@@ -45,7 +45,10 @@ def _readings(name: str) -> list[str]:
 
 
 def count_channels(name: str) -> int:
-    """Channels of a reading such as "normals" or "normals+albedo". Raises `ParameterError` for an unknown one."""
+    """Channels of the reading `name`, one of `READINGS` or several joined by "+": "normals" 3, "normals+albedo" 4.
+
+    Raises `ParameterError` for an unknown one.
+    """
     return sum(READINGS[part][0] for part in _readings(name))
 
 

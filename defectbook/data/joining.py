@@ -16,8 +16,9 @@ from .datasets import Dataset
 def join(datasets: Sequence[Dataset], name: str = "") -> Dataset:
     """All samples of several data sets as one, category "joined".
 
-    Samples are called <category>/<name> and their kinds <category>/<kind>, so that both stay unique. name: of the whole; by default the
-    sets' common name. Raises `ParameterError` for fewer than two sets, `DataError` when their classes differ or two have one category.
+    datasets: two or more, whose samples stay in order and in their splits. Samples are called <category>/<name> and their kinds
+    <category>/<kind>, so that both stay unique. name: of the whole; by default the sets' names.
+    Raises `ParameterError` for fewer than two sets, `DataError` when their classes differ or two have one category.
     """
     if len(datasets) < 2:
         raise ParameterError(f"{len(datasets)} data sets to join; give at least two")

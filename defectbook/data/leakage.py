@@ -32,7 +32,9 @@ def leaked_share(dataset: Dataset, groups: Groups | None = None) -> float:
 def resplit(dataset: Dataset, fractions: Sequence[float] = (0.6, 0.15, 0.25), seed: int = 0, by: Groups | None = None) -> Dataset:
     """The same samples in new parts of the given shares (train, validation, test; or train, test).
 
+    fractions: two or three positive shares that sum to 1, met as closely as the groups' sizes allow; kinds are spread evenly.
     by: keep these groups together; None splits by image, and leaks where parts repeat. The notes say which it was.
+    Raises `ParameterError` for shares that are not positive or do not sum to 1.
     """
     samples = dataset.samples
     ids = np.arange(len(samples)) if by is None else by.ids

@@ -109,7 +109,8 @@ def synthesise_batch(images: Sequence[np.ndarray], kind: Kind, seed: int,
                      first: int = 0) -> tuple[list[np.ndarray], list[np.ndarray], list[str]]:
     """(images', masks, kinds) of a batch; image i's randomness depends on `seed` and `first` + i only.
 
-    images: any sequence of uint8 (H, W, 3), for example an array (N, H, W, 3); sizes may differ. first: its place in a longer series.
+    images: any sequence of uint8 (H, W, 3), for example an array (N, H, W, 3); sizes may differ. kind: what is painted, a kind of `KINDS`,
+    a `Mixer`, or any (image, rng) -> (image', mask, name). first: the batch's place in a longer series.
     """
     drawn = [kind(image, generator(seed, f"synthetic batch {first + i}")) for i, image in enumerate(images)]
     return [d[0] for d in drawn], [d[1] for d in drawn], [d[2] for d in drawn]
@@ -169,7 +170,10 @@ class SyntheticDefects:
 
 # %% ../../nbs/data/15c_mixing.ipynb #8210b6f9
 class EpochSampler:
-    """Indices of a torch data set as pairs (epoch, i); each pass over it is the next epoch, shuffled by (seed, epoch)."""
+    """Indices of a torch data set as pairs (epoch, i); each pass over it is the next epoch, shuffled by (seed, epoch).
+
+    length: items an epoch, i from 0 to length - 1. shuffle: False keeps them in order. epoch: of the first pass.
+    """
 
     def __init__(self, length: int, seed: int = 0, shuffle: bool = True, epoch: int = 0):
         self.length, self.seed, self.shuffle, self.epoch = int(length), int(seed), shuffle, int(epoch)
@@ -190,6 +194,7 @@ def _single_thread(worker: int) -> None:
 def make_loader(data: SyntheticDefects, batch_size: int, workers: int = 0, shuffle: bool = True, start: str = "spawn", epoch: int = 0):
     """A `torch.utils.data.DataLoader` over `data` whose n-th pass is epoch `epoch` + n; batches do not depend on `workers`.
 
+    batch_size: items a batch; the last may be smaller. workers: processes that draw, 0 draws in this one. shuffle: a new order each epoch.
     start: how workers are started, "spawn" or "forkserver". "fork" is refused (`ParameterError`): OpenCV's threads do not survive it, and a
     worker may wait for them for ever. epoch: where a resumed run goes on.
     """

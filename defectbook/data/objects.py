@@ -63,7 +63,11 @@ def close_look(image: np.ndarray, mask: np.ndarray, side: int = 256, room: float
 
 def objects_on(sample: Sample, classes: Sequence[str] = (), most: int = 1, side: int = 256, room: float | None = 2.0,
                least: int = 24) -> list[ClickObject]:
-    """The `most` largest objects of a sample's mask, each by itself. classes: names of the mask's values; without them meta["kind"] names all."""
+    """The `most` largest objects of a sample's mask, each by itself, close up (see `close_look` for side in px and room).
+
+    classes: names of the mask's values; without them meta["kind"] names all. least: smaller components (in pixels) are no objects.
+    What vanishes in the close look is left out. Raises `DataError` for a defective sample without a mask.
+    """
     if (mask := sample.mask) is None:
         raise DataError(f"{sample.name}: label {sample.label} but no mask, so there is nothing to outline; annotate it or leave it out")
     image, found = sample.image, []
@@ -80,8 +84,10 @@ OBJECT_SETS = ("magnetic_tile", "deeppcb", "pcb", "foil")
 def defect_objects(name: str, count: int = 60, root: Path | str | None = None, side: int = 256) -> list[ClickObject]:
     """At most `count` objects of the set `name` of `OBJECT_SETS`, close up, kinds taking turns. Real sets need their folder.
 
+    root: that folder, by default found by the search order of `data.sources`. side: of the images and masks, in px.
     magnetic_tile: the largest part of each annotated tile. deeppcb: regions of what differs from the template inside the annotated boxes.
-    pcb: simulated boards of 512 px. foil: simulated foils of 768 px, several defects of each. Raises `ParameterError`, or `DataError` without data.
+    pcb: simulated boards of 512 px. foil: simulated foils of 768 px, several defects of each.
+    Raises `ParameterError` for another name and a count below 1, `DataError` without data.
     """
     if name not in OBJECT_SETS:
         raise ParameterError(unknown("set of objects", name, OBJECT_SETS))
@@ -155,7 +161,8 @@ def _painted(sample: Sample, index: int, seed: int) -> Sample:
 def read_instances(root: Path | str, side: int = 256, room: float | None = None, least: int = 24, most: int | None = None) -> list[ClickObject]:
     """Every instance below `root`: images/[KIND/]NAME.png with masks/[KIND/]NAME.png (values number instances) or masks/[KIND/]NAME/*.png.
 
-    room: see `close_look`; None keeps whole pictures at their size. most: instances of a picture, the largest first.
+    room: see `close_look`; None keeps whole pictures at their size. side: of the close looks, in px. least: instances of fewer pixels are
+    left out. most: instances of a picture, the largest first.
     Raises `DataError` naming the file: no images, a picture without a mask, sizes that differ, or nothing annotated at all.
     """
     images = Path(root) / "images"

@@ -18,7 +18,7 @@ from .synthesis import bounding_box
 # %% ../../nbs/data/16c_pasting.ipynb #fb183f76
 @dataclass(frozen=True)
 class Cutting:
-    """A defect cut out: picture uint8 (h, w, C) with a margin of its surroundings, and its own pixels bool (h, w)."""
+    """A defect cut out. picture: uint8 (h, w, C), with a margin of its surroundings. inside: bool (h, w), its own pixels."""
 
     picture: np.ndarray
     inside: np.ndarray

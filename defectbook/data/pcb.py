@@ -63,7 +63,11 @@ def long_tail(total: int, classes: int, beta: float) -> np.ndarray:
 # %% ../../nbs/data/12d_pcb.ipynb #211d8edb
 @dataclass(frozen=True)
 class PcbOptions:
-    """What decides the pixels of a simulated board, besides its split, number and kind."""
+    """What decides the pixels of a simulated board, besides its split, number and kind.
+
+    size: pixels a side. most: defects of its kind a board can have, 1 to `most`. designs: None for a new design on every board, or how
+    many the splits share. style: a name from `STYLES`, None for any. residual: registration error of the template, in pixels at most.
+    """
 
     size: int = 512
     seed: int = 0
@@ -74,7 +78,10 @@ class PcbOptions:
 
 
 class Shot:
-    """One board photographed: image uint8 (H, W, 3) RGB, mask uint8 (H, W) of class indices, and on demand its template."""
+    """One board photographed: image uint8 (H, W, 3) RGB, mask uint8 (H, W) of class indices, and on demand its template.
+
+    take_template: makes the template, uint8 (H, W, 3), each time it is asked for.
+    """
 
     def __init__(self, image: np.ndarray, mask: np.ndarray, take_template: Callable[[], np.ndarray]):
         self.image, self.mask = image, mask
@@ -91,9 +98,11 @@ ATTEMPTS = 20
 
 @lru_cache(maxsize=4)  # a sample's image, mask and template are usually asked for one after another
 def take_shot(options: PcbOptions, split: str, index: int, kind: str = "good") -> Shot:
-    """Board `index` of `split`, with defects of `kind`; it depends on its arguments only.
+    """Board `index` of `split`, with defects of `kind` ("good": none); it depends on its arguments only.
 
-    Raises `DataError` when the kind finds no place on the board's design (only with few designs and small images).
+    options: size, seed and the like. split: any name, "train", "validation" and "test" in `PcbBoards`.
+    Raises `DataError` when the kind finds no place on the board's design (only with few designs and small images), `ParameterError` for
+    an unknown kind.
     """
     for attempt in range(ATTEMPTS):
         try:
@@ -149,6 +158,7 @@ def _template_of(*where) -> np.ndarray:
 def pcb_sample(options: PcbOptions, split: str, index: int, kind: str = "good") -> Sample:
     """A sample whose arrays are simulated when they are asked for. label: the kind's class index, 0 for a good board.
 
+    options, split, index, kind: of the board, as for `take_shot`, whose `DataError` comes when an array is read.
     meta: kind, group (the design), simulated, and template: a function that gives the template image.
     """
     where = (options, split, index, kind)

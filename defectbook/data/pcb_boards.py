@@ -134,7 +134,8 @@ def draw_layers(layout: Layout, size: int, pose: Pose = Pose(), offsets: Sequenc
                 masked: bool = True) -> Layers:
     """The layout under the camera, size x size.
 
-    offsets: how far solder mask and silkscreen are off the copper, in pixels. masked: with solder mask.
+    pose: where the board lies; by default straight and centred, a layout's pixel on an image's. offsets: how far solder mask and
+    silkscreen are off the copper, (x, y) in pixels each. masked: with solder mask.
     """
     matrix = pose.matrix(size, layout.side)
     matrix[:, 2] += (SUPERSAMPLING - 1) / 2 / SUPERSAMPLING
@@ -160,7 +161,12 @@ Colour = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Style:
-    """The colours of a board, RGB in 0..255, and how strongly edges catch the light."""
+    """The colours of a board, RGB in 0..255, and how strongly edges catch the light.
+
+    name: its key in `STYLES`. masked_laminate, masked_copper: seen through the solder mask; laminate, bare_copper: without it. finish: the
+    plating on open copper. silk: print. hole: what a hole shows. wear: scratches. stain: residue. relief: by how many grey levels the rim
+    of copper is lighter or darker. light: where it comes from, (x, y) of -1 or 1, y down. masked: whether there is a solder mask.
+    """
 
     name: str
     masked_laminate: Colour
@@ -215,7 +221,7 @@ def random_style(rng: np.random.Generator, name: str | None = None) -> Style:
 # %% ../../nbs/data/12b_pcb_boards.ipynb #e170dcb5
 @dataclass(frozen=True)
 class Surface:
-    """Brightness factors of the materials, float32 (H, W): woven laminate, brushed metal, the unevenness of the solder mask."""
+    """Brightness factors of the materials, float32 (H, W) around 1. weave: woven laminate. brushed: metal. coat: the uneven solder mask."""
 
     weave: np.ndarray
     brushed: np.ndarray
@@ -300,7 +306,10 @@ def _render(layers: Layers, style: Style, surface: Surface) -> np.ndarray:
 
 
 def render(layers: Layers, style: Style, surface: Surface, window: tuple[slice, slice] | None = None) -> np.ndarray:
-    """The board in even light, without noise: float32 (3, H, W), 0..255; with `window`, only that part (the same values)."""
+    """The board in even light, without noise: float32 (3, H, W), about 0..255; with `window`, only that part (the same values).
+
+    layers: what lies where. style: the colours. surface: textures of the layers' size. window: (rows, columns), slices with both ends.
+    """
     if window is None:
         return _render(layers, style, surface)
     outer = tuple(slice(max(0, part.start - REACH), min(size, part.stop + REACH))
@@ -321,7 +330,10 @@ class Exposure:
 
 
 def random_exposure(size: int, rng: np.random.Generator) -> Exposure:
-    """Mildly uneven light (a gradient and soft hills, some 8 percent), a colour cast within 2 percent, 1.5 to 3 levels of noise."""
+    """Mildly uneven light (a gradient and soft hills, some 8 percent), a colour cast within 2 percent, 1.5 to 3 levels of noise.
+
+    size: pixels a side of the square image, and of the gain.
+    """
     ramp = np.linspace(-1, 1, size, dtype=np.float32)
     tilt = rng.normal(0, 0.045, 2)
     gain = rng.uniform(0.92, 1.08) + tilt[0] * ramp[None, :] + tilt[1] * ramp[:, None] + 0.02 * _clouds(size, 3, rng)
@@ -331,7 +343,11 @@ def random_exposure(size: int, rng: np.random.Generator) -> Exposure:
 # %% ../../nbs/data/12b_pcb_boards.ipynb #38c54c83
 def expose(scene: np.ndarray, exposure: Exposure, rng: np.random.Generator | None = None,
            window: tuple[slice, slice] = (slice(None), slice(None))) -> np.ndarray:
-    """The photograph of a rendered scene as uint8 (H, W, 3); without `rng` there is no sensor noise."""
+    """The photograph of a rendered scene float32 (3, H, W) as uint8 (H, W, 3); without `rng` there is no sensor noise.
+
+    exposure: its light, tint and noise. window: (rows, columns) where the scene lies in the image that the light is made for; all of it
+    by default.
+    """
     noise = rng.standard_normal(scene.shape, dtype=np.float32) if rng is not None else None
     channels = []
     for c in range(3):
@@ -347,7 +363,11 @@ def expose(scene: np.ndarray, exposure: Exposure, rng: np.random.Generator | Non
 # %% ../../nbs/data/12b_pcb_boards.ipynb #cae05489
 @dataclass(frozen=True)
 class Board:
-    """A board under the camera: its layout, where it lies, its materials, its layers and the light."""
+    """A board under the camera: its layout, where it lies, its materials, its layers and the light.
+
+    layout: the drawing, in its own pixels. pose: from there to the image. style, surface: colours and textures. layers: what lies at each
+    pixel of the image. exposure: of its photograph.
+    """
 
     layout: Layout
     pose: Pose

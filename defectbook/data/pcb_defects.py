@@ -34,7 +34,10 @@ def clearings(copper: np.ndarray) -> int:
 
 # %% ../../nbs/data/12c_pcb_defects.ipynb #c7b30c0e
 def cover(points: np.ndarray, shape: tuple[int, int]) -> tuple[Window, np.ndarray]:
-    """A polygon's pixels: the window that holds them, and their coverage in it (uint8, anti-aliased). points: (n, 2), x and y."""
+    """A polygon's pixels: the window that holds them, and their coverage in it (uint8, anti-aliased). points: (n, 2), x and y.
+
+    shape: (height, width) of the image, at whose border the polygon is cut off.
+    """
     low = np.clip(np.floor(points.min(axis=0)).astype(int) - 1, 0, shape[::-1])
     high = np.clip(np.ceil(points.max(axis=0)).astype(int) + 2, 0, shape[::-1])
     canvas = np.zeros(np.maximum(high - low, 0)[::-1], np.uint8)
@@ -45,7 +48,10 @@ def cover(points: np.ndarray, shape: tuple[int, int]) -> tuple[Window, np.ndarra
 
 def blob(rng: np.random.Generator, centre: np.ndarray, along: float, across: float, direction: np.ndarray,
          rough: float = 0.18) -> np.ndarray:
-    """An irregular ellipse as a polygon (32, 2): radius `along` the unit vector `direction`, radius `across` it."""
+    """An irregular ellipse as a polygon (32, 2): radius `along` the unit vector `direction`, radius `across` it.
+
+    centre: (x, y) in pixels, like the polygon. rough: how strongly the outline waves, relative to the radius; 0 is an ellipse.
+    """
     angles = np.linspace(0, 2 * np.pi, 32, endpoint=False)
     radius = np.ones(32)
     for k in range(2, 6):
@@ -81,7 +87,10 @@ class EdgeSites:
 
 # %% ../../nbs/data/12c_pcb_defects.ipynb #ab572725
 def edge_sites(layers: Layers, rng: np.random.Generator, count: int = 96, margin: int = 8) -> EdgeSites:
-    """At most `count` places on the copper's outer rim (not at a drilled hole), `margin` pixels or more from the image's border."""
+    """At most `count` places on the copper's outer rim (not at a drilled hole), `margin` pixels or more from the image's border.
+
+    layers: whose copper and holes are looked at.
+    """
     copper = layers.copper
     solid = (copper >= 128).astype(np.uint8)
     rim = solid - cv2.erode(solid, np.ones((3, 3), np.uint8))
@@ -175,7 +184,7 @@ class Bench:
 
 # %% ../../nbs/data/12c_pcb_defects.ipynb #40cffedc
 def mouse_bite(bench: Bench) -> bool:
-    """A bite out of a conductor's edge that leaves it whole."""
+    """A bite out of a conductor's edge that leaves it whole, made on `bench`; False where no place allows it."""
     rng, sites = bench.rng, edge_sites(bench.layers, bench.rng)
     for p, n, thickness in zip(sites.point, sites.inward, sites.thickness, strict=True):
         depth = rng.uniform(0.35, 0.6) * min(thickness, 14)
@@ -185,7 +194,7 @@ def mouse_bite(bench: Bench) -> bool:
 
 
 def spur(bench: Bench) -> bool:
-    """A spike of copper from a conductor's edge that touches nothing else."""
+    """A spike of copper from a conductor's edge that touches nothing else, made on `bench`; False where no place allows it."""
     rng, sites = bench.rng, edge_sites(bench.layers, bench.rng)
     for p, n, gap in zip(sites.point, sites.inward, sites.gap, strict=True):
         length = min(rng.uniform(4, 15), 0.65 * gap)
@@ -195,7 +204,7 @@ def spur(bench: Bench) -> bool:
 
 # %% ../../nbs/data/12c_pcb_defects.ipynb #2b45a45f
 def open_circuit(bench: Bench) -> bool:
-    """A gap across a trace: one net becomes two."""
+    """A gap across a trace, made on `bench`: one net becomes two. False where no place allows it."""
     rng, sites = bench.rng, edge_sites(bench.layers, bench.rng, 192)
     copper, finish = bench.layers.copper, bench.layers.finish
     for p, n, thickness in zip(sites.point, sites.inward, sites.thickness, strict=True):
@@ -213,7 +222,7 @@ def open_circuit(bench: Bench) -> bool:
 
 
 def short_circuit(bench: Bench) -> bool:
-    """A bridge of copper between two conductors: two nets become one."""
+    """A bridge of copper between two conductors, made on `bench`: two nets become one. False where no place allows it."""
     rng, sites, labels = bench.rng, edge_sites(bench.layers, bench.rng, 192), bench.labels
     for i in np.argsort(sites.gap + rng.uniform(0, 15, len(sites.gap))):
         p, n, gap = sites.point[i], sites.inward[i], sites.gap[i]
@@ -228,7 +237,7 @@ def short_circuit(bench: Bench) -> bool:
 
 # %% ../../nbs/data/12c_pcb_defects.ipynb #1391db6a
 def spurious_copper(bench: Bench) -> bool:
-    """An island of copper where none belongs: a blob or a sliver."""
+    """An island of copper where none belongs, a blob or a sliver, made on `bench`; False where no place allows it."""
     rng, layers = bench.rng, bench.layers
     empty = ((layers.copper < 128) & (layers.hole == 0)).astype(np.uint8)
     for centre, room in _spots(empty, rng):
@@ -242,7 +251,7 @@ def spurious_copper(bench: Bench) -> bool:
 
 
 def pin_hole(bench: Bench) -> bool:
-    """A hole inside copper that its edge does not touch."""
+    """A hole inside copper that its edge does not touch, made on `bench`; False where no place allows it."""
     rng, copper = bench.rng, bench.layers.copper
     for centre, room in _spots((copper >= 128).astype(np.uint8), rng):
         radius = min(rng.uniform(1.8, 5), room - 1.5)
@@ -258,7 +267,7 @@ def _disc(x: float, y: float, radius: float) -> np.ndarray:
 
 
 def missing_hole(bench: Bench) -> bool:
-    """A drilled land without its hole: copper closes it."""
+    """A drilled land without its hole, made on `bench`: copper closes it. False where no land allows it."""
     layers = bench.layers
     for i in bench.rng.permutation(len(bench.pads)):
         pad = bench.pads[i]
@@ -274,7 +283,7 @@ def missing_hole(bench: Bench) -> bool:
 
 # %% ../../nbs/data/12c_pcb_defects.ipynb #ff5130aa
 def pad_defect(bench: Bench) -> bool:
-    """A land without its copper, or with places that the plating did not wet."""
+    """A land without its copper, or with places that the plating did not wet, made on `bench`; False where no land allows it."""
     rng, layers = bench.rng, bench.layers
     for i in rng.permutation(len(bench.pads)):
         pad = bench.pads[i]
@@ -317,7 +326,7 @@ def _bounds(region: np.ndarray) -> Window | None:
 
 
 def scratch(bench: Bench) -> bool:
-    """One to three thin strokes side by side that lay bare what the solder mask covers."""
+    """One to three thin strokes side by side that lay bare what the solder mask covers, made on `bench`; False after 20 vain tries."""
     rng, size, layers = bench.rng, bench.board.size, bench.layers
     for _ in range(20):
         length, way = rng.uniform(0.1, 0.4) * size, _direction(rng)
@@ -344,7 +353,7 @@ def scratch(bench: Bench) -> bool:
 
 # %% ../../nbs/data/12c_pcb_defects.ipynb #c6bca551
 def stain(bench: Bench) -> bool:
-    """A translucent patch of residue, uneven, with a darker rim."""
+    """A translucent patch of residue, uneven, with a darker rim, made on `bench`; False after 20 vain tries."""
     rng, size, layers = bench.rng, bench.board.size, bench.layers
     for _ in range(20):
         centre, radius = rng.uniform(0.05, 0.95, 2) * size, rng.uniform(0.025, 0.09) * size

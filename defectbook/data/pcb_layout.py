@@ -21,7 +21,11 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Pad:
-    """A copper land centred at (x, y), sizes in pixels; drill is the hole's diameter (0: none), opening: free of solder mask."""
+    """A copper land centred at (x, y), sizes in pixels; drill is the hole's diameter (0: none), opening: free of solder mask.
+
+    width, height: along x and y. round: a disc as wide as the shorter of them, else a rectangle. ground: a masked one runs into the ground
+    plane, which keeps its gap from all others.
+    """
 
     x: float
     y: float
@@ -43,7 +47,10 @@ class Trace:
 
 @dataclass(frozen=True)
 class Marking:
-    """Silkscreen: a line along `points`, or `text` that starts at the only point and runs right (or upwards, if `upright`)."""
+    """Silkscreen: a line along `points`, or `text` that starts at the only point and runs right (or upwards, if `upright`).
+
+    width: of the line in pixels; letters have 0.6 of it.
+    """
 
     points: tuple[Point, ...]
     text: str = ""
@@ -53,7 +60,10 @@ class Marking:
 
 @dataclass(frozen=True)
 class Layout:
-    """A board as a draughtsman sees it: features in pixels of a square of `side`; `pour` fills the rest with a ground plane."""
+    """A board as a draughtsman sees it: features in pixels of a square of `side`; `pour` fills the rest with a ground plane.
+
+    gap: pixels between copper of different nets. pads, traces, markings: all of the board, in the order they were laid.
+    """
 
     side: int
     gap: float
@@ -65,7 +75,11 @@ class Layout:
 # %% ../../nbs/data/12_pcb_layout.ipynb #deeb8c62
 @dataclass(frozen=True)
 class Footprint:
-    """The lands of one component around its centre, the direction in which each is left, its outline and half its courtyard."""
+    """The lands of one component around its centre, the direction in which each is left, its outline and half its courtyard.
+
+    pads: in pixels from the centre. exits: for each pad a unit vector (x, y), (0, 0) if no trace leaves it. outline: printed. half: of the
+    courtyard's width and height. prefix: of the name printed beside it, such as "R"; "" for none.
+    """
 
     pads: tuple[Pad, ...]
     exits: tuple[Point, ...]
@@ -130,7 +144,7 @@ def four_sides(rng: np.random.Generator, pins: int) -> Footprint:
 
 # %% ../../nbs/data/12_pcb_layout.ipynb #b3952fb2
 def header(rng: np.random.Generator, pins: int) -> Footprint:
-    """A pin header: drilled lands in one or two rows, the first one square."""
+    """A pin header: drilled lands in one or two rows of `pins` each, the first one square."""
     pitch, land = 32, rng.choice([20, 22, 24])
     drill = land * rng.uniform(0.45, 0.55)
     rows = (-pitch / 2, pitch / 2) if rng.random() < 0.5 else (0.0,)
@@ -237,6 +251,7 @@ class CopperMap:
 class Router(CopperMap):
     """Places components and lays traces so that nets stay apart.
 
+    side: of the board in pixels. gap: pixels that the copper of two nets stays apart. rng: draws places, ways and names.
     pads, with nets, exits and parts: of each pad its net, the direction in which a trace leaves it, and its component.
     taken: bool (side, side), courtyards where no other component may stand.
     """
@@ -318,7 +333,11 @@ def _doubles_back(points: Sequence[Point]) -> bool:
 
 
 def connect(router: Router, first: int, second: int, width: float) -> bool:
-    """Route a trace between two pads by the first of the `bends` that is free; their nets become one."""
+    """Route a trace between two pads by the first of the `bends` that is free; their nets become one.
+
+    router: holds the board, and is changed. first, second: numbers of the pads. width: of the trace in pixels.
+    False, and nothing is laid, where no way will do, the two are one net already, or together they have more than `MAX_PINS` pads.
+    """
     nets = router.nets[first], router.nets[second]
     if nets[0] == nets[1] or router.nets.count(nets[0]) + router.nets.count(nets[1]) > MAX_PINS:
         return False
@@ -341,7 +360,9 @@ def connect(router: Router, first: int, second: int, width: float) -> bool:
 def escape(router: Router, pad: int, width: float, shift: float, length: float, land: Pad | None) -> bool:
     """Lead a pin away in its leave direction, sideways by `shift` on a diagonal, and end in a via (or run off the board).
 
-    A blocked way is tried again at half the length, twice.
+    router: holds the board, and is changed. pad: its number. width, shift, length: of the trace, in pixels. land: the via to put at the
+    end, wherever that is; None for none. A blocked way is tried again at half the length, twice; False when all are blocked, or the pad
+    has no leave direction.
     """
     ex, ey = router.exits[pad]
     if ex == ey == 0:
@@ -365,7 +386,10 @@ def escape(router: Router, pad: int, width: float, shift: float, length: float, 
 
 # %% ../../nbs/data/12_pcb_layout.ipynb #0d7f4879
 def bundle(router: Router, width: float, lines: int) -> None:
-    """Parallel traces across the board with one or two bends; those that would come too near to other copper are left out."""
+    """Parallel traces across the board with one or two bends; those that would come too near to other copper are left out.
+
+    router: holds the board, and is changed. width: of each trace in pixels. lines: how many are tried.
+    """
     rng, side = router.rng, router.side
     pitch = width + router.gap + rng.integers(0, 5)
     start, shift = rng.uniform(0.05, 0.95) * side, rng.uniform(-0.35, 0.35) * side

@@ -100,7 +100,10 @@ def gradient_image(slope: np.ndarray, limit: float = 0.5) -> np.ndarray:
 
 
 def normal_map(captures: np.ndarray, lights: np.ndarray, shadow: float = 0.1) -> np.ndarray:
-    """The RGB image uint8 (H, W, 3) that segmenters read: red, green, blue are the normal's x, y, z from -1..1 to 0..255."""
+    """The RGB image uint8 (H, W, 3) that segmenters read: red, green, blue are the normal's x, y, z from -1..1 to 0..255.
+
+    captures (n, H, W), lights (n, 3), shadow (a fraction of a pixel's mean) and errors: as for `photometric_stereo`.
+    """
     return encode_normals(photometric_stereo(captures, lights, shadow).normals)
 
 
@@ -111,5 +114,8 @@ def decode_normals(image: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/data/14_photometric.ipynb #a0862687
 def stereo_view(lights: np.ndarray | None = None, shadow: float = 0.1) -> Callable[[np.ndarray], np.ndarray]:
-    """A `view` for `data.foil.Foils`: captures (n, H, W) to the normal map with shadows handled; `lights` defaults to the thesis's rig."""
+    """A `view` for `data.foil.Foils`: captures (n, H, W) to the normal map with shadows handled; `lights` defaults to the thesis's rig.
+
+    shadow: a lamp below this fraction of a pixel's mean counts as shadowed there; 0 trusts every capture.
+    """
     return partial(normal_map, lights=line_lights() if lights is None else lights, shadow=shadow)

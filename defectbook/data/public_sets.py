@@ -65,9 +65,11 @@ def _visa_rows(root: Path) -> list[dict[str, str]]:
 
 def read_visa(root: Path | str | None = None, category: str = "", validation: int | float = 0.1, seed: int = 0,
               on_error: str = "raise") -> Dataset:
-    """One object of VisA (candle, pcb1, ...) by the one-class split of its table.
+    """One object of VisA by the one-class split of its table.
 
-    validation: normal training images held out for thresholds (a count, or a fraction below 1). on_error: "raise" or "skip".
+    root: the folder with split_csv/ and one folder an object, by default found by the search order of `data.sources`. category: the object
+    (candle, pcb1, ...). validation: normal training images held out for thresholds (a count, or a fraction below 1). on_error: "raise", or
+    "skip" to leave out what cannot be read, each with a note.
     Raises `DataError` for an unknown object, a missing or malformed table, an image or mask that is missing or has another size.
     """
     root = find_data("visa", root)
@@ -112,7 +114,11 @@ def _inner(root: Path, folder: str) -> Path:
 
 def read_btad(root: Path | str | None = None, category: str = "", validation: int | float = 0.1, seed: int = 0,
               on_error: str = "raise") -> Dataset:
-    """A product of BTAD, "01", "02" or "03"; arguments and errors as for `read_folder`."""
+    """A product of BTAD by `category`, "01", "02" or "03".
+
+    root: the folder of the products, or the one above it; by default found by the search order of `data.sources`. validation, on_error and
+    errors: as for `read_folder`.
+    """
     root = _inner(find_data("btad", root), "BTech_Dataset_transformed")
     return read_folder(root, category, validation, seed, "btad", on_error, normal="ok")
 
@@ -166,7 +172,10 @@ class BoxMask:
 
 
 def differing(image: np.ndarray, template: np.ndarray) -> np.ndarray:
-    """Where two aligned black-and-white images (H, W, 3) differ by more than single-pixel seams, as bool (H, W)."""
+    """Where two aligned black-and-white images (H, W, 3) differ by more than single-pixel seams, as bool (H, W).
+
+    template: the one without defects, of the same size (else `DataError`).
+    """
     if image.shape != template.shape:
         raise DataError(f"a template of {template.shape[1]}x{template.shape[0]} px for an image of {image.shape[1]}x{image.shape[0]} px")
     changed = ((image[:, :, 0] > 127) != (template[:, :, 0] > 127)).astype(np.uint8)
@@ -203,11 +212,13 @@ def read_deeppcb(root: Path | str | None = None, category: str = "", task: str =
                  masks: str = "none", on_error: str = "raise") -> Dataset:
     """DeepPCB by its own lists. meta of a board: template (path), boxes (n, 5), group (the pair).
 
+    root: the folder PCBData or the one above it, by default found by the search order of `data.sources`.
     category: one group of boards such as "group00041", or "" for all. task: "detection" trains on the templates of the training
     list and tests on templates and boards of the test list; "segmentation" has boards in all parts.
     validation: share of the training pairs.
     masks: "none", or derived from the boxes: "boxes" (filled) or "difference" (what differs from the template inside them).
     Raises `DataError` for missing files, wrong boxes and empty annotations; with on_error="skip" such pairs are left out and noted.
+    `ParameterError` for another task or other masks.
     """
     _check_task(task)
     if masks not in MASKS:
@@ -313,10 +324,12 @@ def read_magnetic_tile(root: Path | str | None = None, category: str = "", task:
                        fractions: tuple[float, float, float] = (0.6, 0.15, 0.25), seed: int = 0, on_error: str = "raise") -> Dataset:
     """The magnetic tiles, split so that no tile lies in two parts.
 
+    root: the folder with MT_Free and MT_<kind>, by default found by the search order of `data.sources`.
     category: a kind of defect ("crack", ...), or "" for all that are there. task: "detection" trains on free tiles, and all defects are
     in the test; "segmentation" spreads the defective tiles over all parts, free ones are left out. fractions: shares of train,
     validation and test (of the free tiles for detection, approximately, since tiles stay together).
-    Raises `DataError` for an unknown kind, a missing mask or one of another size.
+    on_error: "raise", or "skip" to leave out tiles that cannot be read, each with a note.
+    Raises `DataError` for an unknown kind, a missing mask or one of another size, `ParameterError` for another task.
     """
     _check_task(task)
     root = find_data("magnetic_tile", root)
@@ -373,7 +386,11 @@ PUBLIC_READERS: dict[str, Callable[..., Dataset]] = {
 
 
 def categories_of(name: str, root: Path | str | None = None) -> list[str]:
-    """The categories that data set `name` has on this machine; [""] for a set that is one whole. Raises `DataError`."""
+    """The categories that data set `name` has on this machine; [""] for a set that is one whole.
+
+    root: its folder, by default found by the search order of `data.sources`. Raises `DataError` for an unknown name, a set that is not
+    found, and a folder without categories.
+    """
     if name not in PUBLIC_READERS:
         raise DataError(unknown("data set", name, PUBLIC_READERS))
     root = find_data(name, root)

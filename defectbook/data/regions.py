@@ -22,7 +22,8 @@ from .sampling import split_rows
 class Regions:
     """Parts of pictures in memory: `images` uint8 (H, W, C), `masks` class indices uint8 (H, W) as annotated, sizes may differ.
 
-    truths: the same as it really is, where that is known, or None. Raises `DataError` naming the region whose image is no such picture or has
+    names: one for each region, for messages. classes: names by index, 0 is background. truths: masks as they really are, where that is
+    known, or None. Raises `DataError` for lists of different or no length, and naming the region whose image is no such picture or has
     other channels than the first, or whose mask has another size or type, or holds values beyond `classes`.
     """
 
@@ -63,7 +64,7 @@ class Regions:
 
 
 def check_picture(image: np.ndarray, name: str, channels: int) -> None:
-    """Raise `DataError` unless `image` is uint8 (H, W, channels)."""
+    """Raise `DataError` unless `image` is uint8 (H, W, channels); name: what the message calls it."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != channels:
         raise DataError(f"{name}: an image of {image.dtype} {image.shape}; give uint8 (H, W, {channels if image.ndim == 3 else 'channels'})")
 
@@ -83,6 +84,7 @@ def foil_regions(foils: Foils, reading: str = "normals", share: float = 0.33, re
     """(training, validation) regions of simulated foils: the top third of each validates (FOIL, section 3.1).
 
     Masks are what the foils were made for ("flawed" or "true" annotation); truths are always there. reading: see `read_channels`.
+    share, region: how much of each foil validates, in 0..1, and at which end, "top" or "bottom". Raises `ParameterError` for others.
     """
     parts: tuple[list, list] = ([], [])
     for item in progress(range(len(foils)), "drawing foils"):
@@ -100,8 +102,9 @@ SCHEMES = {"icf": lambda pixels: 1 / pixels, "iscf": lambda pixels: 1 / np.sqrt(
 def frequency_weights(pixels: Sequence[int] | np.ndarray, scheme: str = "icf", classes: Sequence[str] = (), total: float | None = None) -> np.ndarray:
     """One weight a class, float64 (C,), from its number of pixels: "icf" 1 / n, "iscf" 1 / sqrt(n) (FOIL, eq. 3.4), scaled to sum to `total`.
 
-    total: the number of classes when None, as Table 3.6 has it; Table 3.7 takes 1. classes: names for messages.
-    Raises `DataError` naming a class without pixels: its inverse frequency would be infinite.
+    pixels: (C,), how many each class has. scheme: a name of `SCHEMES`. total: the number of classes when None, as Table 3.6 has it; Table
+    3.7 takes 1. classes: names for messages. Raises `DataError` naming a class without pixels: its inverse frequency would be infinite;
+    `ParameterError` for another scheme and negative numbers.
     """
     if scheme not in SCHEMES:
         raise ParameterError(unknown("weighting", scheme, SCHEMES))

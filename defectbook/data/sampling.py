@@ -21,7 +21,10 @@ from ..core import DataError, ParameterError, Sample, generator
 
 # %% ../../nbs/data/16_sampling.ipynb #e906febd
 def crop_roi(array: np.ndarray, roi: tuple[int, int, int, int], name: str = "image") -> np.ndarray:
-    """The part of `array` (H, W) or (H, W, 3) inside `roi` = (top, left, height, width). Raises `DataError` when it reaches outside."""
+    """The part of `array` (H, W) or (H, W, 3) inside `roi` = (top, left, height, width) in pixels, as a view.
+
+    name: what the message calls the array. Raises `DataError` when the region reaches outside or is empty.
+    """
     top, left, height, width = roi
     if min(top, left) < 0 or min(height, width) < 1 or top + height > array.shape[0] or left + width > array.shape[1]:
         raise DataError(f"{name}: region {width}x{height} px at ({left}, {top}) does not lie inside {array.shape[1]}x{array.shape[0]} px; "
@@ -32,7 +35,8 @@ def crop_roi(array: np.ndarray, roi: tuple[int, int, int, int], name: str = "ima
 def index_mask(label: np.ndarray, colours: Sequence[tuple[int, int, int]], name: str = "label") -> np.ndarray:
     """Class indices uint8 (H, W) of a coloured label uint8 (H, W, 3); `colours[c]` is the RGB of class c.
 
-    Raises `DataError` that lists every other colour with its number of pixels (anti-aliased exports make many).
+    name: what messages call the label. Raises `DataError` that lists every other colour with its number of pixels (anti-aliased exports
+    make many; ten at most are listed), and for another shape; `ParameterError` when two classes share a colour.
     """
     if label.ndim != 3 or label.shape[2] != 3:
         raise DataError(f"{name}: shape {label.shape} is no colour label; expected (H, W, 3)")
@@ -54,7 +58,11 @@ def index_mask(label: np.ndarray, colours: Sequence[tuple[int, int, int]], name:
 
 # %% ../../nbs/data/16_sampling.ipynb #a1fb3cd0
 def split_rows(height: int, share: float = 0.33, region: str = "top") -> tuple[slice, slice]:
-    """(training rows, validation rows) of an image of `height`: the "top" or "bottom" `share` of it validates (FOIL section 3.1)."""
+    """(training rows, validation rows) of an image of `height`: one end of it validates (FOIL section 3.1).
+
+    share: how much of it validates, between 0 and 1. region: at which end, "top" or "bottom". Raises `ParameterError` for others,
+    `DataError` when either part would have no row.
+    """
     if region not in ("top", "bottom") or not 0 < share < 1:
         raise ParameterError(f"share={share}, region={region!r}; give a share between 0 and 1 and the region top or bottom")
     cut = round(share * height) if region == "top" else height - round(share * height)
@@ -64,9 +72,10 @@ def split_rows(height: int, share: float = 0.33, region: str = "top") -> tuple[s
 
 
 def split_samples(samples: Sequence[Sample], share: float = 0.33, region: str = "top") -> tuple[list[Sample], list[Sample]]:
-    """(training, validation): each sample cut in two as `split_rows` does, still read lazily.
+    """(training, validation): each sample cut in two as `split_rows` does with `share` and `region`, still read lazily.
 
-    `meta["rows"]` tells the part ("training" or "validation") and how it was cut; labels stay those of the whole image.
+    `meta["rows"]` tells the part ("training" or "validation") and how it was cut; labels stay those of the whole image. Errors come when
+    an array is read: those of `split_rows`, and `DataError` for a defective sample without a mask.
     """
     return tuple([_part_of(sample, part, share, region) for sample in samples] for part in (0, 1))
 
@@ -86,7 +95,10 @@ def _read_rows(sample: Sample, what: str, part: int, share: float, region: str) 
 # %% ../../nbs/data/16_sampling.ipynb #7873f3a4
 @dataclass(frozen=True)
 class Candidates:
-    """Windows to choose from, `size` pixels a side: `windows` int32 (M, 3) as (item, top, left), `counts` int64 (M, C) pixels a class."""
+    """Windows to choose from, `size` pixels a side: `windows` int32 (M, 3) as (item, top, left), `counts` int64 (M, C) pixels a class.
+
+    classes: the C names by index, 0 is background.
+    """
 
     windows: np.ndarray
     counts: np.ndarray
@@ -123,9 +135,11 @@ def _jittered(length: int, other: int, size: int, spacing: int, rng: np.random.G
 
 def candidate_windows(masks: Iterable[np.ndarray], classes: Sequence[str], rng: np.random.Generator, size: int = 256,
                       spacing: int = 32) -> Candidates:
-    """Jittered windows over all `masks` (index masks (H, W), read one at a time) with their class counts.
+    """Jittered windows over all `masks` (index masks (H, W), read one at a time) with their class counts, as `Candidates`.
 
-    Raises `DataError` for a mask smaller than the window or with values that are no class index (listed with their counts).
+    classes: names by mask index. size: of a window's side, spacing: of the grid with one window at a random place in each cell, both in
+    pixels. Raises `DataError` without masks, for a mask smaller than the window or with values that are no class index (listed with their
+    counts), `ParameterError` for a size or spacing below 1.
     """
     if size < 1 or spacing < 1:
         raise ParameterError(f"size={size}, spacing={spacing}; both are at least 1 pixel")
@@ -155,24 +169,33 @@ def _draw(pool: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def choose_uniform(candidates: Candidates, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` windows, any (the thesis's baseline)."""
+    """Indices (count,) of `count` windows of `candidates`, any (the thesis's baseline); each is as often as any other, give or take one."""
     return _draw(np.arange(len(candidates.windows)), count, rng)
 
 
 def choose_oversampled(candidates: Candidates, count: int, rng: np.random.Generator, kind: int) -> np.ndarray:
-    """`count` windows that all contain class `kind` (Oversampled Cavities: `kind=3` on foils)."""
+    """Indices (count,) of `count` windows of `candidates` that all contain class `kind` (Oversampled Cavities: `kind=3` on foils).
+
+    Raises `DataError` when no window contains it, `ParameterError` for an index that is no class.
+    """
     return _draw(candidates.containing(kind), count, rng)
 
 
 def choose_equal_samples(candidates: Candidates, count: int, rng: np.random.Generator, kinds: Sequence[int] | None = None) -> np.ndarray:
-    """`count` windows, as many drawn for each of `kinds` (default: all defect classes), give or take one."""
+    """Indices (count,) of windows of `candidates`, as many drawn for each of `kinds` (default: all defect classes), give or take one.
+
+    `count` windows in all. Raises `DataError` naming a class that no window contains, `ParameterError` for an index that is no class.
+    """
     kinds = range(1, len(candidates.classes)) if kinds is None else kinds
     shares = [count // len(kinds) + (position < count % len(kinds)) for position in range(len(kinds))]
     return np.concatenate([_draw(candidates.containing(kind), share, rng) for kind, share in zip(kinds, shares, strict=True)])
 
 
 def choose_binary_balanced(candidates: Candidates, count: int, rng: np.random.Generator, kind: int) -> np.ndarray:
-    """`count` windows, half of them (rounded up) with class `kind` and half without. Raises `DataError` when either half is empty."""
+    """Indices (count,) of `count` windows of `candidates`, half of them (rounded up) with class `kind` and half without.
+
+    Raises `DataError` when either half is empty.
+    """
     without = np.flatnonzero(candidates.counts[:, kind] == 0)
     present = candidates.containing(kind)
     if not len(without):
@@ -182,11 +205,11 @@ def choose_binary_balanced(candidates: Candidates, count: int, rng: np.random.Ge
 # %% ../../nbs/data/16_sampling.ipynb #d9f71bfc
 def choose_equal_pixels(candidates: Candidates, count: int, rng: np.random.Generator, tolerance: float = 0.1, repeats: int = 1,
                         kinds: Sequence[int] | None = None) -> np.ndarray:
-    """`count` windows in which the pixel sums of `kinds` (default: all defect classes) differ by at most `tolerance` of the largest.
+    """Indices (count,) of `count` windows in which the pixel sums of `kinds` differ by at most `tolerance` of the largest.
 
-    This is the Equal Pixels set of FOIL section 3.3. Among such sets, one with (nearly) the most defect pixels;
-    no window is taken more than `repeats` times.
-    The order is random. Raises `DataError` naming the class that no window contains, or when no such set exists.
+    This is the Equal Pixels set of FOIL section 3.3. Among such sets of `candidates`, one with (nearly) the most defect pixels;
+    kinds: all defect classes by default. tolerance: in 0..1. No window is taken more than `repeats` times. The order is random.
+    Raises `DataError` naming the class that no window contains, or when no such set exists; `ParameterError` for numbers out of range.
     """
     if not 0 < tolerance < 1 or repeats < 1 or count < 1:
         raise ParameterError(f"count={count}, tolerance={tolerance}, repeats={repeats}; give a tolerance in 0..1 and the others at least 1")
@@ -250,7 +273,10 @@ def _exchanged(times: np.ndarray, pixels: np.ndarray, tolerance: float, repeats:
 
 # %% ../../nbs/data/16_sampling.ipynb #2ab5a46d
 def seen_share(masks: Iterable[np.ndarray], windows: np.ndarray, size: int, classes: int) -> np.ndarray:
-    """The share of each class's pixels, float64 (classes,), that lies in at least one of `windows` (N, 3); NaN if it has none."""
+    """The share of each class's pixels, float64 (classes,), that lies in at least one of `windows` (N, 3); NaN if it has none.
+
+    masks: index masks (H, W), read one at a time. windows: (item, top, left). size: of their sides in pixels. classes: how many there are.
+    """
     seen, every = np.zeros(classes), np.zeros(classes)
     for item, mask in enumerate(masks):
         edges = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.int32)
@@ -271,8 +297,10 @@ def cut_patches(images: Sequence[np.ndarray], windows: np.ndarray, size: int) ->
 class PatchStream:
     """Endless batches (images uint8 (B, s, s, 3), masks uint8 (B, s, s)); new windows after every `refresh` batches (FOIL eq. 3.2).
 
-    `images` and `masks` are equally long sequences of arrays (regions, already cropped and split). `choose` is one of the
-    `choose_...` functions; bind its options with `functools.partial`. The same seed gives the same stream.
+    `images` and `masks` are equally long sequences of arrays (regions, already cropped and split). classes: names by mask index. `choose`
+    is one of the `choose_...` functions; bind its options with `functools.partial`. batch: B. size: s in pixels. spacing: of the candidate
+    windows, see `candidate_windows`. The same seed gives the same stream.
+    Raises `DataError` when images and masks do not pair up, `ParameterError` for a batch or refresh below 1.
     """
 
     def __init__(self, images: Sequence[np.ndarray], masks: Sequence[np.ndarray], classes: Sequence[str],

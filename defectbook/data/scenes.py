@@ -87,7 +87,7 @@ def paste(image: np.ndarray, cover: np.ndarray, paint: np.ndarray, rng: np.rando
 
 # %% ../../nbs/data/19b_scenes.ipynb #c762b59a
 def shapes(side: int, rng: np.random.Generator) -> Scene:
-    """Textured shapes, one over another, on a textured ground."""
+    """Textured shapes, one over another, on a textured ground, as a `Scene` of `side` px; it may hold no visible object."""
     textures = GeneratedTextures()
     image = textures((side, side), rng)
     masks: list[np.ndarray] = []
@@ -108,7 +108,10 @@ def shapes(side: int, rng: np.random.Generator) -> Scene:
 
 # %% ../../nbs/data/19b_scenes.ipynb #87db03be
 def surface(side: int, rng: np.random.Generator) -> Scene:
-    """Marks, dark or bright, on an uneven grey surface with grain, machining lines and shading that are no objects."""
+    """Marks, dark or bright, on an uneven grey surface with grain, machining lines and shading that are no objects.
+
+    side: of the `Scene` in px, which may hold no visible object.
+    """
     ground = rng.uniform(60, 200) + rng.uniform(2, 18) * clouds((side, side), rng, cells=int(rng.integers(1, 5)))
     if rng.random() < 0.5:
         lines = cv2.GaussianBlur(rng.normal(0, 1, (side, side)).astype(np.float32), (0, 0), sigmaX=rng.uniform(6, 30), sigmaY=0.8)
@@ -129,7 +132,10 @@ def surface(side: int, rng: np.random.Generator) -> Scene:
 
 # %% ../../nbs/data/19b_scenes.ipynb #0b5a7944
 def parts(side: int, rng: np.random.Generator) -> Scene:
-    """A simulated board; its objects are connected components of copper, bare lands, drilled holes and print."""
+    """A simulated board; its objects are connected components of copper, bare lands, drilled holes and print.
+
+    side: of the `Scene` in px, 128 or more (else `ParameterError`).
+    """
     seeds = rng.integers(2**31, size=3)
     board = make_board(side, *(np.random.default_rng(seed) for seed in seeds[:2]))
     layers = board.layers
@@ -164,7 +170,11 @@ def develop(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 # %% ../../nbs/data/19b_scenes.ipynb #9524039b
 def look_closely(scene: Scene, centre: tuple[float, float], reach: int, side: int) -> Scene:
-    """The square window of `reach` px around `centre` (x, y), moved inside the picture where it would leave it, enlarged to `side` px."""
+    """The square window of `reach` px around `centre` (x, y), moved inside the picture where it would leave it, enlarged to `side` px.
+
+    scene: no smaller than the window. Objects that then show less than `SMALLEST` px or more than three quarters of the picture are left
+    out, so that none may remain.
+    """
     left, top = (int(np.clip(c - reach / 2, 0, full - reach)) for c, full in zip(centre, scene.image.shape[1::-1], strict=True))
     window = slice(top, top + reach), slice(left, left + reach)
     image = cv2.resize(scene.image[window], (side, side), interpolation=cv2.INTER_CUBIC if reach < side else cv2.INTER_AREA)

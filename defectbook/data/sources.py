@@ -76,7 +76,10 @@ def find_data(name: str, root: Path | str | None = None) -> Path:
 # %% ../../nbs/data/10_sources.ipynb #635bc9f7
 def verify_file(path: Path | str, sha256: str, remedy: str = "delete it and fetch it again",
                 error: type[DefectbookError] = WeightsError) -> Path:
-    """`path`, if its sha256 starts with `sha256` (a full hash or a prefix); otherwise an `error` naming both."""
+    """`path`, if its sha256 starts with `sha256` (a full hash or a prefix); otherwise an `error` naming both.
+
+    remedy: the end of its message, what to do. error: its class.
+    """
     found = sha256_file(path)
     if not found.startswith(sha256.lower()):
         raise error(f"{path}: sha256 is {found[:16]}..., expected {sha256[:16]}...; {remedy}")

@@ -49,7 +49,7 @@ def bounding_box(mask: np.ndarray, margin: int = 0) -> tuple[slice, slice]:
 
 
 def changed_pixels(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """uint8 (H, W): 1 where any channel of two uint8 (H, W, 3) images differs."""
+    """uint8 (H, W): 1 where any channel of `before` and `after`, both uint8 (H, W, 3), differs."""
     difference = before != after
     return (difference[:, :, 0] | difference[:, :, 1] | difference[:, :, 2]).astype(np.uint8)
 
@@ -86,7 +86,10 @@ class DefectKind(ABC):
 
 # %% ../../nbs/data/15_synthesis.ipynb #bf3c8a92
 def check_input(image: np.ndarray, rng: np.random.Generator, kind: str, smallest: int) -> None:
-    """Check that `image` is uint8 (H, W, 3) of at least `smallest` px a side (`DataError`), and `rng` a generator (`ParameterError`)."""
+    """Check that `image` is uint8 (H, W, 3) of at least `smallest` px a side (`DataError`), and `rng` a generator (`ParameterError`).
+
+    kind: the name of who asks, for messages.
+    """
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
         raise DataError(f"{kind}: got {what}, expected an image of uint8 (H, W, 3); read it with defectbook.core.read_image")
@@ -98,14 +101,18 @@ def check_input(image: np.ndarray, rng: np.random.Generator, kind: str, smallest
 
 
 def mean_change(before: np.ndarray, after: np.ndarray, mask: np.ndarray) -> float:
-    """The mean absolute change in grey levels over the mask's pixels and the three channels."""
+    """The mean absolute change in grey levels over the mask's pixels and the three channels, in 0..255.
+
+    before, after: uint8 (H, W, 3). mask: uint8 (H, W), nonzero where it counts.
+    """
     return sum(cv2.mean(cv2.absdiff(before, after), mask)[:3]) / 3
 
 
 def check_options(kind: Any, integers: tuple[str, ...] = (), **bounds: tuple[float, float]) -> None:
     """Raise `ParameterError` unless each named option, a number or a (low, high) pair, is ordered and inside its bounds.
 
-    Lists, as JSON gives them, become tuples. Options named in `integers` must be whole numbers.
+    kind: the object that has the options as attributes. bounds: (lowest, highest) by option. Lists, as JSON gives them, become tuples.
+    Options named in `integers` must be whole numbers.
     """
     for name, (lowest, highest) in bounds.items():
         value = _as_tuple(kind, name)
@@ -162,7 +169,7 @@ SUBPIXEL = 4  # bits of OpenCV's fixed-point coordinates
 
 
 def fixed(values: np.ndarray | float) -> np.ndarray:
-    """Coordinates or lengths in px as OpenCV's fixed-point integers with `SUBPIXEL` bits."""
+    """Coordinates or lengths in px, `values` of any shape, as OpenCV's fixed-point integers int32 with `SUBPIXEL` bits."""
     return np.rint(np.asarray(values) * (1 << SUBPIXEL)).astype(np.int32)
 
 
@@ -204,6 +211,8 @@ class Pros(DefectKind):
     """PROS's pseudo-defects: 1 to 3 lines, dots or circles (one shape an image), blurred, transparent (its "Training with Synthetic Data").
 
     Pairs are (low, high) of uniform draws; lengths and blur (a Gaussian's sigma) in px for a short side of 256; contrast in levels.
+    shapes: names to choose from. count: of shapes painted. length: of lines; thickness: of lines and circles; dot_radius, circle_radius.
+    opacity: 1 hides what lies below. contrast: of the ink to the mean below it.
     The name returned is "line", "dot" or "circle". Raises `ParameterError` for options out of range.
     """
 
@@ -251,7 +260,10 @@ def hue_rotation(angle: float) -> np.ndarray:
 
 
 def jitter_matrix(mean_luma: float, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """3 x 4 matrix of a random change of brightness, contrast, saturation and hue by up to `strength`, a fraction, plus an offset."""
+    """3 x 4 matrix of a random change of brightness, contrast, saturation and hue by up to `strength`, a fraction, plus an offset.
+
+    For `cv2.transform` of RGB in 0..255. mean_luma: the grey level around which contrast changes.
+    """
     brightness, contrast, saturation = 1 + rng.uniform(-strength, strength, 3)
     rotation = hue_rotation(2 * math.pi * rng.uniform(-strength, strength))
     colour = brightness * contrast * rotation @ (saturation * np.eye(3) + (1 - saturation) * LUMA)
@@ -260,7 +272,7 @@ def jitter_matrix(mean_luma: float, strength: float, rng: np.random.Generator) -
 
 
 def jitter(patch: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """A uint8 (h, w, 3) patch with its colours jittered; a grey patch stays grey."""
+    """A uint8 (h, w, 3) patch with its colours jittered; a grey patch stays grey. strength: see `jitter_matrix`."""
     mean_luma = float(LUMA @ cv2.mean(patch)[:3])
     result = cv2.transform(patch, jitter_matrix(mean_luma, strength, rng))
     # Rounding may part the channels of a grey patch by one level; the first one speaks for all.
@@ -377,6 +389,8 @@ class Manual(DefectKind):
     """Hand-drawn defects, PNI's "manual" kind: 1 to 3 smooth strokes or blobs (one shape an image) with varying pressure.
 
     Pairs are (low, high) of uniform draws; lengths and blur (a Gaussian's sigma) in px for a short side of 256; contrast in levels.
+    shapes: names to choose from. count: of shapes painted. length, width: of strokes. radius: of blobs, about. opacity: at the heaviest
+    pressure, 1 hides what lies below. contrast: of the ink to the mean below it.
     The name returned is "stroke" or "blob". Raises `ParameterError` for options out of range.
     """
 

@@ -55,7 +55,7 @@ def _viewed(dataset: Dataset, parts: dict[str, Sequence[Sample]], note: str) -> 
 def limit(dataset: Dataset, train: int | None = None, validation: int | None = None, test: int | None = None) -> Dataset:
     """At most so many samples in each split (None keeps all), evenly spread, every kind kept in proportion.
 
-    The notes say what was left out. Raises `ParameterError` for a number below 1.
+    train, validation, test: those numbers. The notes say what was left out. Raises `ParameterError` for a number below 1.
     """
     asked, notes, parts = {"train": train, "validation": validation, "test": test}, [], {}
     for split, samples in dataset.splits.items():
@@ -70,7 +70,10 @@ def limit(dataset: Dataset, train: int | None = None, validation: int | None = N
 # %% ../../nbs/data/18b_views.ipynb #2f1be05c
 @dataclass(frozen=True)
 class Window:
-    """The middle of a sample's image, or of its mask, read when called. part: "image" or "mask"."""
+    """The middle of a sample's image, or of its mask, read when called: uint8 (crop, crop, 3) or (crop, crop).
+
+    resize: the side in px of the square that the whole is resized to first. crop: that of the middle. part: "image" or "mask".
+    """
 
     sample: Sample
     resize: int
@@ -96,6 +99,10 @@ def crop_sample(sample: Sample, resize: int = 512, crop: int = 480) -> Sample:
 
 
 def centre_crop(dataset: Dataset, resize: int = 512, crop: int = 480) -> Dataset:
-    """`dataset` with every sample seen through `crop_sample`; PNI's protocol is 512 and 480, for images and masks alike."""
+    """`dataset` with every sample seen through `crop_sample`; PNI's protocol is 512 and 480, for images and masks alike.
+
+    resize: the side in px that images are resized to. crop: the side of the middle that is seen. Raises `ParameterError` unless
+    0 < crop <= resize.
+    """
     parts = {split: [crop_sample(sample, resize, crop) for sample in samples] for split, samples in dataset.splits.items()}
     return _viewed(dataset, parts, f"resized to {resize}x{resize} px, of which the middle {crop}x{crop} px are seen")

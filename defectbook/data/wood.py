@@ -191,7 +191,10 @@ def _draw(size: tuple[int, int], rng: np.random.Generator, grain: Grain) -> np.n
 # %% ../../nbs/data/17b_wood.ipynb #698a86ab
 @dataclass(frozen=True)
 class WoodImage:
-    """One simulated image, uint8 (H, W, 3), drawn when called; equal arguments give equal bytes."""
+    """One simulated image, uint8 (H, W, 3), drawn when called; equal arguments give equal bytes.
+
+    name: with `seed` it decides the draw. size: (height, width) in px. grain: what all images of the product share.
+    """
 
     name: str
     size: tuple[int, int]
@@ -211,8 +214,9 @@ def read_wood(train: int = 250, validation: int = 50, test: int = 100, size: int
               **grain) -> Dataset:
     """*Simulated* end-grain images as a data set, all of them normal; cracks for its test come from `data.cracked_surfaces`.
 
-    size: a side in pixels, or (height, width). grain: fields of `Grain` by name, such as spread. Item i of a split depends on size,
-    seed and grain only. Raises `ParameterError` for numbers, sizes or options out of range.
+    train, validation, test: numbers of images, at least 1 of train. size: a side in pixels, or (height, width). grain: fields of `Grain` by
+    name, such as spread. Item i of a split depends on size, seed and grain only.
+    Raises `ParameterError` for numbers, sizes or options out of range.
     """
     counts = {"train": train, "validation": validation, "test": test}
     for split, count in counts.items():

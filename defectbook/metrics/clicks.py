@@ -23,7 +23,7 @@ Traces = ArrayLike | Iterable[Sequence[float]]
 def as_traces(traces: Traces) -> np.ndarray:
     """IoU after each click as float64 (N, longest), one row an object, NaN after its last click.
 
-    Accepts sequences of different lengths, or an array whose rows end in NaN. Raises `DataError` naming the object when a trace
+    traces: sequences of different lengths, or an array whose rows end in NaN. Raises `DataError` naming the object when a trace
     is empty, holds a gap, or leaves [0, 1].
     """
     try:
@@ -70,7 +70,11 @@ def _whole(limit: int) -> int:
 
 
 def clicks_to_target(traces: Traces, target: float = 0.85, limit: int = 20) -> Clicks:
-    """The clicks each object took to reach IoU `target` (0 .. 1), at most `limit`; reaching it with click `limit` is a success."""
+    """The clicks each object took to reach IoU `target` (0 .. 1), at most `limit`; reaching it with click `limit` is a success.
+
+    traces: as for `as_traces`, whose errors it shares; clicks after `limit` do not count.
+    Raises `ParameterError` for a target outside (0, 1] and a limit that is no whole number of at least 1.
+    """
     if not 0 < target <= 1:
         raise ParameterError(f"target {target} is no IoU to reach; give a fraction in (0, 1], such as 0.85 for 85 %")
     limit = _whole(limit)
@@ -102,7 +106,11 @@ def failure_rate(traces: Traces, target: float = 0.85, limit: int = 20) -> float
 
 def click_metrics(traces: Traces,
                   settings: Sequence[tuple[float, int]] = ((0.85, 20), (0.90, 30))) -> dict[str, float]:
-    """`noc20@85`, `fr20@85` and the like for each (target, limit); the traces must run on until the hardest target."""
+    """`noc20@85`, `fr20@85` and the like for each (target, limit); the traces must run on until the hardest target.
+
+    traces: as for `as_traces`. settings: pairs (target IoU, click limit); by default those that ADAPT reports. NoC is in clicks, FR a
+    fraction. Raises `DataError` for a trace that stops early, `ParameterError` as `clicks_to_target` does.
+    """
     traces = as_traces(traces)
     metrics = {}
     for target, limit in settings:
@@ -112,7 +120,10 @@ def click_metrics(traces: Traces,
 
 # %% ../../nbs/metrics/22_clicks.ipynb #5093f589
 def iou_curve(traces: Traces, limit: int | None = None) -> np.ndarray:
-    """The mean IoU after clicks 1 .. `limit` (default: the longest trace), float64 (limit,); a stopped trace keeps its last IoU."""
+    """The mean IoU after clicks 1 .. `limit` (default: the longest trace), float64 (limit,); a stopped trace keeps its last IoU.
+
+    traces: as for `as_traces`. Raises its `DataError`, and `ParameterError` for a limit that is no whole number of at least 1.
+    """
     array = as_traces(traces)
     limit = array.shape[1] if limit is None else _whole(limit)
     last = np.minimum(np.arange(limit)[None], np.isfinite(array).sum(axis=1)[:, None] - 1)
@@ -120,14 +131,20 @@ def iou_curve(traces: Traces, limit: int | None = None) -> np.ndarray:
 
 
 def success_curve(traces: Traces, target: float = 0.85, limit: int = 20) -> np.ndarray:
-    """The share of objects that reached `target` within k clicks, k = 1 .. `limit`; its last value is 1 - FR. Raises for early stops."""
+    """The share of objects that reached `target` within k clicks, float64 (limit,) for k = 1 .. `limit`; its last value is 1 - FR.
+
+    traces: as for `as_traces`. Raises `DataError` for traces that stop early, `ParameterError` as `clicks_to_target` does.
+    """
     clicks = _complete(clicks_to_target(traces, target, limit), target)
     return np.array([np.mean(clicks.reached & (clicks.count <= k)) for k in range(1, clicks.limit + 1)])
 
 # %% ../../nbs/metrics/22_clicks.ipynb #6fbec74c
 @dataclass(frozen=True)
 class RestrictedMean:
-    """The mean of min(clicks, limit), its standard error and interval; `survival` float64 (limit + 1,) is S(0) .. S(limit)."""
+    """The mean of min(clicks, limit), its standard error and interval; `survival` float64 (limit + 1,) is S(0) .. S(limit).
+
+    standard_error: in clicks. low, high: the ends of the interval, cut to 1 .. limit.
+    """
 
     mean: float
     standard_error: float
@@ -152,9 +169,10 @@ def restricted_mean(traces: Traces | Clicks, target: float = 0.85, limit: int = 
                     confidence: float = 0.95) -> RestrictedMean:
     """The mean of min(clicks, limit) by Kaplan-Meier; sessions given up early are censored where they stopped.
 
-    `traces` may be `Clicks` already, whose own limit then counts. Giving up must not depend on the object being hard: else the mean
-    is too low.
-    Raises `DataError` when all sessions end before click `limit` - 1 while some objects are unreached: then nobody knows the rest.
+    `traces` may be `Clicks` already, whose own target and limit then count. target: IoU in (0, 1]. confidence: of the interval, in (0, 1).
+    Giving up must not depend on the object being hard: else the mean is too low.
+    Raises `DataError` when all sessions end before click `limit` - 1 while some objects are unreached: then nobody knows the rest;
+    `ParameterError` for numbers out of range.
     """
     if not 0 < confidence < 1:
         raise ParameterError(f"confidence {confidence} is no level; give a fraction such as 0.95")

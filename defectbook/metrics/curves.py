@@ -38,7 +38,10 @@ def step_area(curve: Curve) -> float:
 
 # %% ../../nbs/metrics/26_curves.ipynb #2806f4bf
 class Errors(NamedTuple):
-    """What a threshold gets wrong: counts of wrong and of all normal and defective items (pixels or images)."""
+    """What a threshold gets wrong: counts of wrong and of all normal and defective items (pixels or images).
+
+    false_positives: normal items with score >= threshold. false_negatives: defective ones below it. normal, defective: all of each.
+    """
 
     threshold: float
     false_positives: int
@@ -67,7 +70,10 @@ def errors_at(scores: Arrays, labels: Arrays, threshold: float) -> Errors:
 
 
 def errors_f1_oracle(ranking: Ranking) -> Errors:
-    """The `Errors` at the threshold of the best F1, which the labels chose. Raises `DataError` without a defective item."""
+    """The `Errors` at the threshold of the best F1, which the labels chose. Raises `DataError` without a defective item.
+
+    ranking: of pixels or of image scores, as `rank_pixels` gives it.
+    """
     if not ranking.positives:
         raise DataError("no defective pixel or image: no threshold has an F1; give labels with at least one defect")
     threshold = ranking.f_max().threshold
@@ -92,7 +98,8 @@ class Histograms(NamedTuple):
 def score_histograms(scores: Arrays, labels: Arrays, bins: int = 60) -> Histograms:
     """Histograms of normal and defective scores over their common range, in equal bins; the maps are read twice.
 
-    Raises `DataError` without scores or when one is NaN or infinite, `ParameterError` for fewer than one bin.
+    scores, labels: as for `rank_pixels`. Raises `DataError` without scores or when one is NaN or infinite, `ParameterError` for fewer than
+    one bin, and when scores and labels do not pair up.
     """
     if bins < 1:
         raise ParameterError(f"bins={bins}: a histogram has at least one bin")
@@ -109,7 +116,10 @@ def score_histograms(scores: Arrays, labels: Arrays, bins: int = 60) -> Histogra
 
 
 def draw_histograms(axis, histograms: Histograms, threshold: float, words: Sequence[str] = ("normal", "defective")) -> None:
-    """Both densities on a matplotlib `axis`, the threshold as a dashed line."""
+    """Both densities of `histograms` on a matplotlib `axis`, the threshold (a score) as a dashed line.
+
+    words: what the legend calls normal and defective scores.
+    """
     centres = (histograms.edges[1:] + histograms.edges[:-1]) / 2
     for density, colour, word in zip(histograms.densities(), ("#009e73", "#d55e00"), words, strict=True):
         axis.fill_between(centres, density, step="mid", color=colour, alpha=0.55, linewidth=0, label=word)

@@ -257,7 +257,8 @@ def paired_parts(scores: Arrays, labels: Arrays, part: int = 1 << 18) -> Iterato
 def fit_masks(masks: Sequence[np.ndarray], maps: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Each mask (H, W) at its map's size by nearest neighbour: class indices stay what they are.
 
-    Raises `DataError` naming the index of a mask whose defect has no pixel left: enlarge the map to the mask instead.
+    maps: one for each mask; only their shapes count. Raises `DataError` naming the index of a mask whose defect has no pixel left: enlarge
+    the map to the mask instead.
     """
     fitted = [resize_mask(np.asarray(mask), np.shape(one)) for mask, one in zip(masks, maps, strict=True)]
     for index, (small, mask) in enumerate(zip(fitted, masks, strict=True)):
@@ -267,7 +268,10 @@ def fit_masks(masks: Sequence[np.ndarray], maps: Sequence[np.ndarray]) -> list[n
 
 
 def normal_parts(scores: Arrays, labels: Arrays) -> tuple[Iterator[np.ndarray], int]:
-    """The normal scores as 1-D parts, drawn lazily, and roughly how many (as if all images had the size of the first and no defect)."""
+    """The normal scores as 1-D parts, drawn lazily, and roughly how many (as if all images had the size of the first and no defect).
+
+    scores, labels: as for `rank_pixels`; that they pair up is checked while drawing.
+    """
     size = scores.size if isinstance(scores, np.ndarray) else len(scores) * max((np.size(one) for one in scores[:1]), default=0)
     return (values[~flags] if flags.any() else values for values, flags in paired_parts(scores, labels)), size
 
@@ -291,17 +295,26 @@ def auroc(scores: Arrays, labels: Arrays) -> float:
 
 
 def average_precision(scores: Arrays, labels: Arrays) -> float:
-    """Average precision (the step sum, not the trapezoid), exact, ties together; NaN without anomalous pixels."""
+    """Average precision (the step sum, not the trapezoid) in 0..1, exact, ties together; NaN without anomalous pixels.
+
+    scores, labels, and errors: as for `auroc`.
+    """
     return rank_pixels(scores, labels).average_precision()
 
 
 def f1_max_oracle(scores: Arrays, labels: Arrays, beta: float = 1.0) -> Chosen:
-    """The best F-beta over all thresholds and the threshold; an oracle, since the labels it is measured on chose it."""
+    """The best F-beta over all thresholds and the threshold; an oracle, since the labels it is measured on chose it.
+
+    scores, labels, and errors: as for `auroc`. beta: above 1 recall counts more. Both are NaN without anomalous pixels.
+    """
     return rank_pixels(scores, labels).f_max(beta)
 
 # %% ../../nbs/metrics/20_pixel.ipynb #bdec2fc3
 class Curve(NamedTuple):
-    """Points of a curve from the highest threshold to the lowest; score >= threshold is called defective."""
+    """Points of a curve from the highest threshold to the lowest; score >= threshold is called defective.
+
+    x, y, thresholds: (P,) each, a point an entry; what x and y are, the function that makes the curve says.
+    """
 
     x: np.ndarray
     y: np.ndarray
@@ -309,7 +322,10 @@ class Curve(NamedTuple):
 
 
 def corners(ranking: Ranking, gains: np.ndarray) -> Curve:
-    """The corners of a curve over the count of false positives that rises by gains[k] at thresholds[k]; straight lines join them."""
+    """The corners of a curve over the count of false positives that rises by gains[k] at thresholds[k]; straight lines join them.
+
+    ranking: of K distinct anomalous scores. gains: (K,), like its thresholds. x runs from 0 to all normal scores, y from 0 to the gains' sum.
+    """
     reached = np.cumsum(gains)
     just_above = np.nextafter(ranking.thresholds, np.inf, dtype=np.result_type(ranking.thresholds, np.float32))
     x = np.r_[0, np.stack([ranking.above, ranking.fp], axis=1).ravel(), ranking.negatives]
@@ -320,14 +336,17 @@ def corners(ranking: Ranking, gains: np.ndarray) -> Curve:
 
 
 def roc_curve(ranking: Ranking) -> Curve:
-    """x: false-positive rate, y: true-positive rate, both NaN where their class is missing."""
+    """x: false-positive rate, y: true-positive rate, both NaN where their class is missing. ranking: as `rank_pixels` gives it."""
     curve = corners(ranking, ranking.gains)
     with np.errstate(invalid="ignore"):
         return Curve(curve.x / np.float64(ranking.negatives), curve.y / np.float64(ranking.positives), curve.thresholds)
 
 
 def pr_curve(ranking: Ranking) -> Curve:
-    """x: recall, y: precision at each distinct anomalous score; draw it as steps, for precision is not linear between them."""
+    """x: recall, y: precision at each distinct anomalous score; draw it as steps, for precision is not linear between them.
+
+    ranking: as `rank_pixels` gives it. The curve has no point without anomalous scores.
+    """
     return Curve(ranking.tp / np.float64(max(ranking.positives, 1)), ranking.tp / (ranking.tp + ranking.fp), ranking.thresholds)
 
 # %% ../../nbs/metrics/20_pixel.ipynb #10a6849a
@@ -341,7 +360,8 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 class Counts:
     """Pixels counted one class against the rest: four int64 arrays of one shape, (classes,) or (images, classes).
 
-    `+` adds counts of further images; `stack` keeps images apart; indexing selects images or classes.
+    tp, fp: pixels called the class that are it, and that are not. fn, tn: pixels not called the class that are it, and that are not.
+    `+` adds counts of further images; `stack` keeps images apart; indexing selects images or classes. A rate that is 0/0 is NaN.
     """
 
     tp: np.ndarray
@@ -413,19 +433,28 @@ def counts_of(matrix: np.ndarray) -> Counts:
 
 
 def count_classes(predictions: Sequence[np.ndarray], truths: Sequence[np.ndarray], classes: int) -> Counts:
-    """`Counts` of shape (images, classes) for images of class indices."""
+    """`Counts` of shape (images, classes) for images of class indices.
+
+    predictions, truths: one array (H, W) an image, integers 0 .. classes-1. Raises `ParameterError` for other values or shapes that differ.
+    """
     pairs = zip(predictions, truths, strict=True)
     return Counts.stack([counts_of(confusion_matrix(prediction, truth, classes)) for prediction, truth in pairs])
 
 
 def count_at(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray], threshold: float) -> Counts:
-    """`Counts` of shape (images, 1) when score >= threshold is called defective; nonzero mask pixels are defective."""
+    """`Counts` of shape (images, 1) when score >= threshold is called defective; nonzero mask pixels are defective.
+
+    maps: one array (H, W) of raw scores an image, and masks of the same sizes (else `ParameterError`).
+    """
     predictions = (np.asarray(one) >= threshold for one in maps)
     return count_classes(list(predictions), [np.asarray(mask) != 0 for mask in masks], 2)[:, 1:]
 
 # %% ../../nbs/metrics/20_pixel.ipynb #af621d8d
 class Average(NamedTuple):
-    """A mean over the cells that are defined, the number of those that are not (0/0), and the number of all."""
+    """A mean over the cells that are defined, the number of those that are not (0/0), and the number of all.
+
+    value: the mean, NaN when no cell is defined. undefined, cells: those numbers.
+    """
 
     value: float
     undefined: int
@@ -433,10 +462,11 @@ class Average(NamedTuple):
 
 
 def average(counts: Counts, metric: Callable[[Counts], np.ndarray], how: str = "macro") -> Average:
-    """The mean of a ratio such as `Counts.tpr` over counts of shape (images, classes), 0/0 left out and counted.
+    """The mean of a ratio over counts of shape (images, classes), 0/0 left out and counted.
 
-    how: "micro" (all counts added first), "macro" (a ratio for each class, images added first) or "image" (a ratio for each
-    image and class). To leave the background out, pass counts[:, 1:]. The value is NaN when no cell is defined.
+    metric: the ratio, such as `Counts.tpr`. how: "micro" (all counts added first), "macro" (a ratio for each class, images added first) or
+    "image" (a ratio for each image and class); another is a `ParameterError`. To leave the background out, pass counts[:, 1:]. The value is
+    NaN when no cell is defined.
     """
     pools = {"micro": lambda: counts.sum((0, 1)), "macro": lambda: counts.sum(0), "image": lambda: counts}
     if how not in pools:
@@ -452,12 +482,18 @@ def mean_iou(counts: Counts) -> Average:
 
 
 def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """2 |A and B| / (|A| + |B|) of two masks (nonzero is defective); NaN when both are empty. PROS eq. 1."""
+    """2 |A and B| / (|A| + |B|) of two masks (nonzero is defective); NaN when both are empty. PROS eq. 1.
+
+    prediction, truth: of one shape, else `ParameterError`.
+    """
     return float(count_classes([np.asarray(prediction) != 0], [np.asarray(truth) != 0], 2).dice()[0, 1])
 
 
 def iou(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """|A and B| / |A or B| of two masks (nonzero is defective); NaN when both are empty."""
+    """|A and B| / |A or B| of two masks (nonzero is defective); NaN when both are empty.
+
+    prediction, truth: of one shape, else `ParameterError`.
+    """
     return float(count_classes([np.asarray(prediction) != 0], [np.asarray(truth) != 0], 2).iou()[0, 1])
 
 # %% ../../nbs/metrics/20_pixel.ipynb #1050bc53
@@ -483,6 +519,7 @@ def normal_quantile_threshold(scores: Arrays, quantile: float = 0.999) -> float:
 def synthetic_defect_threshold(scores: Arrays, labels: Arrays, beta: float = 1.0) -> float:
     """The threshold of the best F-beta on validation images with synthetic defects; never pass test labels here.
 
+    scores, labels: as for `auroc`. beta: above 1 recall counts more.
     Raises `DataError` when there is no anomalous score: the threshold would collapse; use `normal_quantile_threshold`.
     """
     ranking = rank_pixels(scores, labels)
@@ -494,8 +531,10 @@ def synthetic_defect_threshold(scores: Arrays, labels: Arrays, beta: float = 1.0
 def dice_oracle(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray], choose: str = "pixels") -> Chosen:
     """The best Dice that test labels can choose. choose: what the threshold is chosen for.
 
+    maps, masks: N arrays (H, W) each, nonzero is defective. NaN without a defect.
     "pixels": one threshold, Dice of all pixels of the set together (equal to `f1_max_oracle`). "images": one threshold, mean Dice
     over the images that have a defect. "each": a threshold for each such image, mean of their best (its threshold is NaN).
+    Another `choose` is a `ParameterError`.
     """
     if choose == "pixels":
         return f1_max_oracle(maps, masks)
@@ -517,12 +556,15 @@ def dice_oracle(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray], choose:
 
 # %% ../../nbs/metrics/20_pixel.ipynb #1bb256de
 def bin_index(scores: np.ndarray, bits: int) -> np.ndarray:
-    """The leading `bits` of each score as float32, as an integer that grows with the score (see `order_key`); refuses NaN."""
+    """The leading `bits` of each score as float32, as an integer that grows with the score (see `order_key`); refuses NaN.
+
+    scores: any shape, n in all. The result is uint32 (n,), in 0 .. 2**bits - 1.
+    """
     return order_key(scores) >> np.uint32(32 - bits)
 
 
 def bin_start(index: np.ndarray, bits: int) -> np.ndarray:
-    """The smallest float32 score of each bin."""
+    """The smallest float32 score of each bin. index: bins as `bin_index` numbers them, any shape, with the same `bits`."""
     ordered = np.asarray(index).astype(np.uint32) << np.uint32(32 - bits)
     floats = np.where(ordered >> 31, ordered ^ np.uint32(1 << 31), ~ordered).astype(np.uint32).view(np.float32)
     return np.where(np.isnan(floats), -np.inf, floats).astype(np.float32)  # the bin of -inf begins among the NaN patterns

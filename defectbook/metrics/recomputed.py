@@ -33,7 +33,10 @@ def recomputed_range(formula: Callable[..., float], inputs: Sequence[str | float
 # %% ../../nbs/metrics/25_recomputed.ipynb #3d291f3c
 @dataclass(frozen=True)
 class Check:
-    """One printed figure, the range `low` .. `high` that its inputs allow, and the arithmetic in words."""
+    """One printed figure, the range `low` .. `high` that its inputs allow, and the arithmetic in words.
+
+    paper, table, row, column, dataset, category, metric: its cell, as in `published`. printed: its characters.
+    """
 
     paper: str
     table: str

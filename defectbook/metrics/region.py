@@ -77,7 +77,10 @@ def find_regions(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> Reg
 # %% ../../nbs/metrics/21_region.ipynb #a849cb0c
 @dataclass(frozen=True)
 class RegionRanking:
-    """A pixel `Ranking` and what its anomalous scores weigh: weights (K,) float64, summing to 1 over all regions."""
+    """A pixel `Ranking` and what its anomalous scores weigh: weights (K,) float64, summing to 1 over all regions.
+
+    pixels: the ranking, with K distinct anomalous scores; weights[k] belongs to the k-th of its thresholds.
+    """
 
     pixels: Ranking
     weights: np.ndarray
@@ -160,7 +163,11 @@ def pro_curve(ranking: RegionRanking, limit: float = 1.0) -> Curve:
 
 # %% ../../nbs/metrics/21_region.ipynb #1c8f0dc4
 class SizeRecall(NamedTuple):
-    """Recall of regions by area: arrays (B,) for bins low <= area < high; NaN where a bin has no region."""
+    """Recall of regions by area: arrays (B,) for bins low <= area < high; NaN where a bin has no region.
+
+    low, high: areas in pixels. regions: how many lie in the bin. overlap: their mean overlap, in 0..1. found: the share of them that is
+    found, in 0..1.
+    """
 
     low: np.ndarray
     high: np.ndarray

@@ -22,7 +22,7 @@ from ..core import DataError, ParameterError, generator
 # %% ../../nbs/metrics/23_statistics.ipynb #e42728d6
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with the ends of its confidence interval."""
+    """An estimate with the ends of its confidence interval, low and high. confidence: its level, such as 0.95."""
 
     estimate: float
     low: float
@@ -84,9 +84,10 @@ def bootstrap_interval(statistic: Callable[..., float], *arrays: ArrayLike, stra
                        confidence: float = 0.95, method: str = "percentile", rng: int | np.random.Generator = 0) -> Interval:
     """The bootstrap interval of `statistic(*arrays)` over images: row i of every array belongs to image i.
 
-    strata: (n,) labels, such as normal and defective, or the category; each keeps its size in every draw. method: "percentile" or
-    "bca" (which also needs n evaluations of leaving one out). Raises `DataError` when the statistic is undefined on a draw.
-    Efron and Tibshirani, *An Introduction to the Bootstrap*, chapters 13 and 14.
+    strata: (n,) labels, such as normal and defective, or the category; each keeps its size in every draw. resamples: draws, at least 100.
+    confidence: in (0, 1). method: "percentile" or "bca" (which also needs n evaluations of leaving one out). rng: a seed or a generator.
+    Raises `DataError` for arrays of different lengths, with NaN or under 2 rows, and when the statistic is undefined on a draw;
+    `ParameterError` for other options. Efron and Tibshirani, *An Introduction to the Bootstrap*, chapters 13 and 14.
     """
     _check_levels(confidence, resamples)
     if method not in ("percentile", "bca"):
@@ -119,7 +120,10 @@ def _check_levels(confidence: float, resamples: int = 100) -> None:
 # %% ../../nbs/metrics/23_statistics.ipynb #6a786939
 @dataclass(frozen=True)
 class Comparison:
-    """The first method's metric less the second's, the ends of its interval, and the two-sided p-value of no difference."""
+    """The first method's metric less the second's, the ends of its interval, and the two-sided p-value of no difference.
+
+    low, high: those ends, in the metric's unit. p_value: in 0..1. confidence: the interval's level, such as 0.95.
+    """
 
     difference: float
     low: float
@@ -134,6 +138,7 @@ def paired_bootstrap(statistic: Callable[..., float], first: ArrayLike, second: 
     """Compare `statistic(first, *shared)` with `statistic(second, *shared)` on the same images; row i of every array is image i.
 
     Each draw of images serves both methods. The interval is the percentile one; the p-value is that of the centred draws.
+    strata, resamples, confidence, rng, and errors: as for `bootstrap_interval`.
     """
     _check_levels(confidence, resamples)
     first, second, *shared = _aligned([first, second, *shared])
@@ -168,7 +173,8 @@ def _signed_rank_distribution(doubled: np.ndarray) -> np.ndarray:
 def wilcoxon(first: ArrayLike, second: ArrayLike) -> tuple[float, float]:
     """(W+, two-sided p) of Wilcoxon's signed-rank test on paired scores; pairs without difference are left out.
 
-    Exact with ties up to 100 differing pairs, then the normal approximation with the ties' variance. No differing pair: p is 1.
+    first, second: (n,) scores of the same images. Exact with ties up to 100 differing pairs, then the normal approximation with the ties'
+    variance. No differing pair: p is 1. Raises `DataError` for lengths that differ, fewer than two scores, or NaN.
     """
     first, second = _aligned([first, second])
     if first.ndim != 1 or second.ndim != 1:
@@ -189,7 +195,10 @@ def wilcoxon(first: ArrayLike, second: ArrayLike) -> tuple[float, float]:
 
 # %% ../../nbs/metrics/23_statistics.ipynb #6193e6c1
 def holm(p_values: ArrayLike) -> np.ndarray:
-    """Holm's adjusted p-values in the given order, float64 (m,): reject where they are at most alpha. Raises `DataError` outside [0, 1]."""
+    """Holm's adjusted p-values in the given order, float64 (m,): reject where they are at most alpha.
+
+    p_values: (m,) in [0, 1], else `DataError`.
+    """
     p = np.asarray(p_values, np.float64)
     if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
         raise DataError(f"p-values {p_values}: give one row of numbers in [0, 1]")
@@ -204,7 +213,8 @@ def compare_categories(first: Mapping[str, ArrayLike], second: Mapping[str, Arra
     """Two methods' per-image scores (larger is better), category by category: mean difference, interval, Wilcoxon's p, Holm's p.
 
     first, second: category -> (n,) scores of the same images. `better` is "first" or "second" where Holm's p is at most `alpha`, else "".
-    Each interval is its own category's (uncorrected); decisions rest on Holm's p.
+    Each interval is its own category's (uncorrected), of level 1 - alpha from `resamples` draws; decisions rest on Holm's p.
+    Raises `DataError` when the categories differ or there is none, and as `paired_bootstrap` does.
     """
     if set(first) != set(second) or not first:
         raise DataError(f"categories {sorted(first)} and {sorted(second)} differ; compare the same, non-empty set of categories")
@@ -225,6 +235,7 @@ def compare_categories(first: Mapping[str, ArrayLike], second: Mapping[str, Arra
 class Ranking:
     """Average ranks (k,) of k methods, 1 is best; Friedman's statistic and p-value; Nemenyi's critical difference.
 
+    p_value: of all methods being alike. critical_difference: in ranks.
     `groups`: maximal runs of methods, best first, whose ranks lie within the critical difference of each other (two or more).
     """
 
@@ -251,6 +262,7 @@ def _rank_groups(ranks: np.ndarray, critical_difference: float) -> list[tuple[in
 def rank_methods(scores: ArrayLike, larger_is_better: bool = True, alpha: float = 0.05) -> Ranking:
     """Friedman's test and Nemenyi's critical difference for scores (N data sets, k methods); ties share their mean rank.
 
+    larger_is_better: False for errors and the like. alpha: the level of the critical difference, in (0, 1).
     Demsar, *Statistical comparisons of classifiers over multiple data sets*, 2006. Raises `DataError` on NaN or fewer than 2 x 2 scores.
     """
     scores = np.asarray(scores, np.float64)
@@ -269,7 +281,10 @@ def rank_methods(scores: ArrayLike, larger_is_better: bool = True, alpha: float 
 
 # %% ../../nbs/metrics/23_statistics.ipynb #9ed0fd9c
 def draw_ranks(axis, ranking: Ranking, names: Sequence[str]) -> None:
-    """Draw a critical-difference diagram of `ranking` on a matplotlib `axis`; the best method is at the left."""
+    """Draw a critical-difference diagram of `ranking` on a matplotlib `axis`; the best method is at the left.
+
+    names: one for each method, in the order of the scores' columns; another number of them is a `ParameterError`.
+    """
     ranks, methods = ranking.ranks, len(ranking.ranks)
     if len(names) != methods:
         raise ParameterError(f"{len(names)} names for {methods} methods; give one name each")
@@ -296,7 +311,10 @@ def draw_ranks(axis, ranking: Ranking, names: Sequence[str]) -> None:
 # %% ../../nbs/metrics/23_statistics.ipynb #e7bd1cb5
 @dataclass(frozen=True)
 class Stability:
-    """Standard deviations by metric over `count` checkpoints or trainings; `without_first` leaves the earliest one out (NaN below 3)."""
+    """Standard deviations by metric over `count` checkpoints or trainings; `without_first` leaves the earliest one out (NaN below 3).
+
+    limit: the standard deviation under which a metric counts as stable.
+    """
 
     deviations: dict[str, float]
     without_first: dict[str, float]
@@ -338,6 +356,7 @@ def psoi(metrics: Mapping[str, ArrayLike], iterations: Sequence[int], start: int
     """Performance stability over later iterations (thesis, section 3.5.1): checkpoints at `start`, `start` + `step` and so on.
 
     metrics: name -> (T,) class averages or (T, classes), at the T `iterations`; checkpoints before `start` or off the step are ignored.
+    limit: of a stable metric's standard deviation. ddof: 1 divides by n - 1, 0 by n.
     Raises `DataError` naming the first checkpoint that is missing between `start` and the last.
     """
     iterations = np.asarray(iterations)
@@ -356,12 +375,19 @@ def psoi(metrics: Mapping[str, ArrayLike], iterations: Sequence[int], start: int
 
 
 def psomt(metrics: Mapping[str, ArrayLike], limit: float = 0.05, ddof: int = 1) -> Stability:
-    """Performance stability over multiple training (thesis, section 3.5.1): metrics name -> (R,) class averages or (R, classes)."""
+    """Performance stability over multiple training (thesis, section 3.5.1): metrics name -> (R,) class averages or (R, classes).
+
+    limit: of a stable metric's standard deviation. ddof: 1 divides by n - 1, 0 by n. Raises `DataError` without metrics, for fewer than two
+    trainings, and for metrics of different lengths.
+    """
     return _stability(metrics, limit, ddof)
 
 # %% ../../nbs/metrics/23_statistics.ipynb #96891263
 def deviation_interval(deviation: float, count: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The interval of the true standard deviation behind a sample `deviation` (n - 1) of `count` normal values."""
+    """The interval (low, high) of the true standard deviation behind a sample `deviation` (n - 1) of `count` normal values.
+
+    confidence: its level, in (0, 1). Raises `ParameterError` for another level, a negative deviation, or fewer than two values.
+    """
     _check_levels(confidence)
     if count < 2 or not deviation >= 0:
         raise ParameterError(f"deviation {deviation} of {count} values; give a deviation of at least 0 from at least two values")
@@ -372,7 +398,10 @@ def deviation_interval(deviation: float, count: int, confidence: float = 0.95) -
 
 @dataclass(frozen=True)
 class SeedSpread:
-    """A metric over seeds: mean with its t interval, sample standard deviation with its interval, smallest and largest value."""
+    """A metric over seeds: mean with its t interval, sample standard deviation with its interval, smallest and largest value.
+
+    count: the number of seeds.
+    """
 
     count: int
     mean: Interval
@@ -382,7 +411,10 @@ class SeedSpread:
 
 
 def seed_spread(values: ArrayLike, confidence: float = 0.95) -> SeedSpread:
-    """How a metric spreads over seeds, values (n,) with n at least 2, one a training. Raises `DataError` on NaN or fewer."""
+    """How a metric spreads over seeds, values (n,) with n at least 2, one a training. Raises `DataError` on NaN or fewer.
+
+    confidence: of both intervals, in (0, 1), else `ParameterError`.
+    """
     (values,) = _aligned([values])
     if values.ndim != 1:
         raise DataError(f"values of shape {values.shape}; give one value a seed")
