@@ -87,7 +87,7 @@ def _gate(text: str, value: str, masks: bool) -> float:
 def click_mask(clicks: Sequence[tuple[int, int, bool]], size: tuple[int, int]) -> np.ndarray:
     """ADAPT's eq. 1: int8 (height, width) of `size`, 1 where (x, y, True) was clicked, 0 where (x, y, False) was, -1 elsewhere.
 
-    A pixel that was clicked both ways is 1, the first case of the equation.
+    clicks: (column, row, positive) each, inside of the image. A pixel that was clicked both ways is 1, the first case of the equation.
     """
     labels = np.full(size, UNKNOWN, np.int8)
     for x, y, positive in sorted(clicks, key=lambda click: bool(click[2])):
@@ -109,8 +109,11 @@ def eroded_mask(mask: np.ndarray, times: int = 5) -> np.ndarray:
 
 # %% ../../nbs/methods/49_adaptation.ipynb #d41e7481
 def mask_quality(result: np.ndarray, own: np.ndarray, estimate: float, clicks: Sequence[tuple[int, int, bool]]) -> float:
-    """What is thought of an accepted mask (H, W), 0 to 1. A person changed the model's `own`: 1. Else the model's estimate of its IoU, times the
-    share of the clicks that the mask agrees with."""
+    """What is thought of an accepted mask, 0 to 1: 1 where a person changed the model's own.
+
+    Else it is the model's `estimate` of its IoU, times the share of the clicks that the mask agrees with. result: the accepted mask, (H, W),
+    nonzero is the object. own: the model's last answer, (H, W). clicks: (x, y, positive) each, inside of the image; without any it is 1.
+    """
     if not np.array_equal(result, own) or not clicks:
         return 1.0
     return min(max(estimate, 0.0), 1.0) * float(np.mean([bool(result[y, x]) == positive for x, y, positive in clicks]))
@@ -125,8 +128,11 @@ class Lesson(NamedTuple):
 
 
 def draw_lesson(wanted: Configuration, result: np.ndarray, clicks: Sequence[tuple[int, int, bool]], quality: float = 1.0, erosion: int = 5) -> Lesson:
-    """The labels of the one step after an object: its accepted mask, bool (H, W), and its clicks, as `wanted`. Where both teach, a click
-    overrides the mask."""
+    """The labels of the one step after an object, from its accepted mask and its clicks, as `wanted`; a click overrides the mask.
+
+    result: the accepted mask, bool (H, W). clicks: (x, y, positive) each; without any nothing is learnt. quality: of the mask, 0 to 1, see
+    `mask_quality`; one under the gate of `wanted` does not teach. erosion: k of eq. 4, for RM=E, see `eroded_mask`.
+    """
     if not wanted.mask and not wanted.click_mask:
         return Lesson(None, "CM", "")
     if not clicks:
@@ -154,7 +160,10 @@ def _mask_labels(wanted: Configuration, result: np.ndarray, quality: float, eros
 
 # %% ../../nbs/methods/49_adaptation.ipynb #8e605e25
 class Rates(NamedTuple):
-    """Adam's learning rates for Click Adaptation, for the result mask (alone or merged with the clicks), and for the click mask alone."""
+    """Adam's learning rates, each from 0 to below 1; the paper takes 1e-6 for all.
+
+    CA: for Click Adaptation. RM: for the result mask, alone or merged with the clicks. CM: for the click mask alone.
+    """
 
     CA: float
     RM: float
@@ -364,7 +373,10 @@ def _identity(model: PromptModel) -> Tensor:
 
 # %% ../../nbs/methods/49_adaptation.ipynb #623cd855
 class Played(NamedTuple):
-    """One click of a simulated annotator: column x, row y, whether it adds, the IoU after it, and the model's own estimate of that."""
+    """One click of a simulated annotator at column x and row y. positive: whether it says that the object is there.
+
+    iou: of the mask after it with the truth, 0 to 1. estimate: the model's own guess of that.
+    """
 
     x: int
     y: int
@@ -377,7 +389,9 @@ def play(annotator: AdaptiveSam, image: np.ndarray, truth: np.ndarray, clicks: i
          embedding: Embedding | None = None) -> list[Played]:
     """The clicks of a simulated annotator on one object, who stops at an IoU of `target` or after so many `clicks`, and accepts what there is.
 
-    truth: (H, W), nonzero is the object. A mask that is right to the pixel is clicked no more.
+    truth: (H, W), bool or whole numbers, nonzero is the object. A mask that is right to the pixel is clicked no more. cls: the object's class,
+    None for the first; embedding: of the image, if there is one already; for both see `AdaptiveSam.set_image`. Raises `ParameterError`,
+    `DataError`.
     """
     truth, trace = truth != 0, []
     annotator.set_image(image, cls, embedding)

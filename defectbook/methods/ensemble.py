@@ -19,7 +19,10 @@ from ..models.features import check_normal
 
 # %% ../../nbs/methods/42b_ensemble.ipynb #6b3f4084
 class Scale(NamedTuple):
-    """What is usual on good images that were not learned from: mean and deviation of a detector's maps and of its image scores."""
+    """What is usual on good images that were not learned from, for one detector.
+
+    map_mean, map_std: mean and deviation of all pixels of its maps. score_mean, score_std: of its image scores.
+    """
 
     map_mean: float
     map_std: float
@@ -33,7 +36,10 @@ class Scale(NamedTuple):
 
 
 def scale_of(prediction: Prediction, name: str = "detector") -> Scale:
-    """The scale of a prediction for normal images. Raises `DataError` when maps or scores do not vary, or are not finite."""
+    """The scale of a prediction for normal images. Raises `DataError` when maps or scores do not vary, or are not finite.
+
+    name: what the message calls the detector.
+    """
     pixels = sum(m.size for m in prediction.maps)
     mean = sum(m.sum(dtype=np.float64) for m in prediction.maps) / pixels
     variance = sum(((m.astype(np.float64) - mean) ** 2).sum() for m in prediction.maps) / pixels
@@ -45,7 +51,11 @@ def scale_of(prediction: Prediction, name: str = "detector") -> Scale:
 
 # %% ../../nbs/methods/42b_ensemble.ipynb #d73fea57
 def average(predictions: Iterable[Prediction]) -> Prediction:
-    """The mean of several detectors' maps and scores, image by image. Raises `DataError` when their maps differ in size."""
+    """The mean of several detectors' maps and scores, image by image.
+
+    predictions: one of each detector, for the same images in the same order. Raises `ParameterError` for none, `DataError` when their
+    maps differ in size.
+    """
     predictions = list(predictions)
     if not predictions:
         raise ParameterError("an average of no predictions; give at least one")

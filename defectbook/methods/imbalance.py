@@ -82,19 +82,29 @@ GAMMA = 2.0
 
 
 def adjusted_cross_entropy(logits: Tensor, targets: Tensor, *, prior: Tensor, tau: float = 1.0, valid: Tensor | None = None) -> Tensor:
-    """Cross-entropy of logits (N, C, ...) + tau log prior: what Menon et al. (ICLR 2021, eq. 10) train with; answers use the plain logits."""
+    """Cross-entropy of logits (N, C, ...) + tau log prior: what Menon et al. (ICLR 2021, eq. 10) train with; answers use the plain logits.
+
+    prior: (C,), each class's share of the pixels, above 0. targets, valid: as in `cross_entropy`, which also says what is raised.
+    """
     shift = tau * prior.to(logits).log().view(1, -1, *[1] * (logits.ndim - 2))
     return cross_entropy(logits + shift, targets, valid=valid)
 
 
 def dice_and_cross_entropy(logits: Tensor, targets: Tensor, *, valid: Tensor | None = None) -> Tensor:
-    """Cross-entropy plus 1 - soft Dice, in which each class that the batch shows counts alike, however few its pixels."""
+    """Cross-entropy plus 1 - soft Dice, in which each class that the batch shows counts alike, however few its pixels: a scalar.
+
+    logits: (N, C, ...). targets, valid: as in `cross_entropy`, which also says what is raised.
+    """
     dice = make_loss("soft_dice", background=True, absent="skip").function(logits, targets, valid=valid)
     return cross_entropy(logits, targets, valid=valid) + dice
 
 
 def weights_of(recipe: Recipe, pixels: np.ndarray, classes: Sequence[str] = ()) -> np.ndarray | None:
-    """One weight for each of the classes whose training pixels are `pixels`, or None; those of two classes sum to 1, as in Table 3.7."""
+    """One weight for each of the classes whose training pixels are `pixels` (C,), background first; those of two classes sum to 1, as in Table 3.7.
+
+    recipe: its `weights` says how; None for "none". classes: names for messages. Raises `DataError` naming a class without pixels, where
+    weights come from frequencies.
+    """
     if recipe.weights == "none":
         return None
     if recipe.weights == "standard":
@@ -118,7 +128,10 @@ def loss_of(recipe: Recipe, pixels: np.ndarray, classes: Sequence[str] = ()) -> 
 
 # %% ../../nbs/methods/50_imbalance.ipynb #59c2ec57
 def equal_pixels(candidates: Candidates, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`choose_equal_pixels` with as few repetitions of a window as it takes, 8 at most. Raises `DataError` when that is not enough."""
+    """`choose_equal_pixels` with as few repetitions of a window as it takes, 8 at most. Returns indices of windows, int (count,).
+
+    candidates: the windows to choose from. count: how many. Raises `DataError` when 8 repetitions are not enough.
+    """
     for repeats in (1, 2, 4):
         try:
             return choose_equal_pixels(candidates, count, rng, repeats=repeats)
@@ -145,9 +158,10 @@ def rarest(pixels: np.ndarray) -> int:
 class Schedule:
     """How long and on what a network is trained; the defaults are FOIL's, whose text leaves `refresh` and `spacing` open.
 
-    width: channels at full size. patch: side in px. spacing: of candidate windows, px. refresh: iterations until new patches are drawn.
-    keep_from, keep_step: iterations whose weights are kept for PSoI, multiples of `refresh`. settle: batches over which the kept weights' batch
-    statistics are taken anew, 0 for running ones as in FOIL; a short training needs it.
+    width: channels at full size. patch: side in px. spacing: of candidate windows, px. batch: patches a step. iterations: steps in all.
+    refresh: iterations until new patches are drawn. keep_from, keep_step: iterations whose weights are kept for PSoI, multiples of `refresh`.
+    settle: batches over which the kept weights' batch statistics are taken anew, 0 for running ones as in FOIL; a short training needs it.
+    rate, weight_decay: of AdamW.
     """
 
     width: int = 32
@@ -171,6 +185,8 @@ class Schedule:
 def patch_batches(regions: Regions, recipe: Recipe, schedule: Schedule, seed: int) -> Callable[[int], Iterator[Batch]]:
     """batches(round) -> the round's batches, the same for the same seed: windows chosen as the recipe says, copies pasted where it does.
 
+    regions: what patches are cut from. schedule: their side, the spacing of windows, patches a batch and batches a round. A batch is images
+    uint8 (B, s, s, C) and class indices uint8 (B, s, s).
     Raises `DataError` for a region smaller than a patch, and for a class that the sampler needs and no window shows.
     """
     pixels = regions.pixels()
@@ -193,6 +209,7 @@ def patch_batches(regions: Regions, recipe: Recipe, schedule: Schedule, seed: in
 def whole_region(network: nn.Module, image: np.ndarray, device: str = "cpu") -> np.ndarray:
     """Class probabilities float32 (C, H, W) of a region uint8 (H, W, channels), evaluated at once: no seams between patches.
 
+    network: of `build_foil_unet`, in evaluation mode and on `device`.
     Raises `DataError` for an image of another type or with other channels, and where the answers are not finite.
     """
     check_picture(image, "region", network.channels)
@@ -205,16 +222,20 @@ def whole_region(network: nn.Module, image: np.ndarray, device: str = "cpu") -> 
 
 
 def combine_binary(positives: Sequence[np.ndarray]) -> np.ndarray:
-    """Class scores float32 (C, H, W) of C - 1 networks' probabilities (H, W): background is as likely as the likeliest defect is not.
+    """Class scores float32 (C, H, W) of C - 1 networks' answers: background is as likely as the likeliest defect is not.
 
-    Their argmax is the likeliest class where any is above one half, else background; they do not sum to 1.
+    positives: for each defect class, in order, its network's probabilities (H, W). The argmax of the scores is the likeliest class where any
+    is above one half, else background; they do not sum to 1.
     """
     stacked = np.stack(list(positives))
     return np.concatenate([1 - stacked.max(0, keepdims=True), stacked]).astype(np.float32)
 
 
 def adjust_scores(scores: np.ndarray, prior: np.ndarray, tau: float = 1.0) -> np.ndarray:
-    """Probabilities float32 (C, H, W) divided by prior**tau, (C,), and made to sum to 1 again: logit adjustment after training (Menon et al.)."""
+    """Probabilities float32 (C, H, W) divided by prior**tau and made to sum to 1 again: logit adjustment after training (Menon et al.).
+
+    scores: (C, H, W), 0 or above. prior: (C,), each class's share of the pixels, above 0. tau: 0 changes nothing, 1 is the full adjustment.
+    """
     logs = np.log(np.maximum(scores, 1e-30)) - tau * np.log(prior)[:, None, None]
     shifted = np.exp(logs - logs.max(0))
     return (shifted / shifted.sum(0)).astype(np.float32)
@@ -223,8 +244,9 @@ def adjust_scores(scores: np.ndarray, prior: np.ndarray, tau: float = 1.0) -> np
 class ImbalancedSegmenter:
     """A model of `RECIPES`: fit(regions) trains its network or networks, answers are given for whole regions of any size.
 
-    recipe: its name. classes: names, the background first. channels: of the regions' images. seed: decides first weights and patches.
-    version: of the method, part of a run's identity.
+    recipe: its name. schedule: how it is trained, None for FOIL's `Schedule`. seed: decides first weights and patches. Classes and
+    channels are those of the regions it is fitted on. version: of the method, part of a run's identity.
+    Raises `ParameterError` for an unknown recipe.
     """
 
     version = 1

@@ -28,12 +28,18 @@ class DecompositionWarning(UserWarning):
 
 
 def shrink(values: np.ndarray, amount: float) -> np.ndarray:
-    """Entries lowered by `amount` in size; smaller ones become zero: the proximal map of `amount` times the 1-norm."""
+    """Entries lowered by `amount` in size; smaller ones become zero: the proximal map of `amount` times the 1-norm.
+
+    values: of any shape, which the result has too. amount: 0 or above.
+    """
     return np.sign(values) * np.maximum(np.abs(values) - amount, 0)
 
 
 def shrink_columns(values: np.ndarray, amount: float) -> np.ndarray:
-    """Columns shortened by `amount`; shorter ones become zero: the proximal map of `amount` times the sum of column lengths."""
+    """Columns shortened by `amount`; shorter ones become zero: the proximal map of `amount` times the sum of column lengths.
+
+    values: (m, n), shaped as the result. amount: 0 or above, in the unit of their Euclidean lengths.
+    """
     lengths = np.linalg.norm(values, axis=0)
     return values * np.maximum(1 - amount / np.maximum(lengths, np.finfo(float).tiny), 0)
 
@@ -57,7 +63,8 @@ def threshold_singular(matrix: np.ndarray, amount: float) -> tuple[np.ndarray, n
 class LowRankSplit:
     """matrix = low_rank + sparse (m, n), up to the last residual.
 
-    rank: of the low-rank part. residuals: ||matrix - low_rank - sparse|| / ||matrix|| (Frobenius) after each iteration.
+    rank: of the low-rank part. residuals: ||matrix - low_rank - sparse|| / ||matrix|| (Frobenius) after each iteration. converged: whether
+    the last of them met the tolerance; if not, the parts may be those of an earlier, better iteration.
     """
 
     low_rank: np.ndarray
@@ -74,7 +81,10 @@ class LowRankSplit:
 
 
 def checked_matrix(matrix: np.ndarray, weight: float, tolerance: float, iterations: int) -> np.ndarray:
-    """`matrix` as float64 (m, n). Raises `DataError` unless it is finite and not empty, `ParameterError` for values that are not positive."""
+    """`matrix` as float64 (m, n). Raises `DataError` unless it is finite and not empty.
+
+    weight, tolerance, iterations: of a solver; raises `ParameterError` naming the first that is not positive.
+    """
     matrix = np.asarray(matrix, np.float64)
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise DataError(f"a matrix of shape {matrix.shape}; expected pixels x images, at least one of each")
@@ -90,6 +100,8 @@ def alternate(matrix: np.ndarray, shrinkage: Callable[[np.ndarray, float], np.nd
               iterations: int, growth: float = 1.5) -> LowRankSplit:
     """The inexact augmented Lagrangian method (Lin et al. 2010) for nuclear norm plus the norm that `shrinkage` belongs to.
 
+    matrix: (m, n). shrinkage: (values, amount) -> the proximal map of amount times that norm. weight: lambda, of that norm. iterations: at
+    most. growth: by which the penalty is multiplied after each. Raises as `checked_matrix`.
     Warns when the residual stays above `tolerance`, and then returns the iterate whose residual was smallest.
     """
     matrix = checked_matrix(matrix, weight, tolerance, iterations)
@@ -125,16 +137,17 @@ def spectral_norm(matrix: np.ndarray) -> float:
 def decompose(matrix: np.ndarray, weight: float | None = None, tolerance: float = 1e-7, iterations: int = 200) -> LowRankSplit:
     """Robust PCA of `matrix` (m, n): low rank plus entries that are mostly zero (Candès et al. 2011, equation 1.1).
 
-    weight: lambda; None is 1/sqrt(max(m, n)). tolerance: of the relative residual, at which the solver stops.
+    weight: lambda; None is 1/sqrt(max(m, n)). tolerance: of the relative residual, at which the solver stops. iterations: at most.
     Raises `DataError` for an empty matrix or one with NaN, `ParameterError` for values that are not positive; warns without convergence.
     """
     return alternate(matrix, shrink, 1 / np.sqrt(max(np.shape(matrix), default=1) or 1) if weight is None else weight, tolerance, iterations)
 
 
 def pursue_outliers(matrix: np.ndarray, outliers: float = 0.1, tolerance: float = 1e-7, iterations: int = 200) -> LowRankSplit:
-    """Outlier Pursuit (Xu et al. 2012): low rank plus columns that are mostly zero; otherwise as `decompose`.
+    """Outlier Pursuit (Xu et al. 2012): low rank plus columns that are mostly zero, of `matrix` (m, n).
 
-    outliers: the share of columns expected not to belong, in (0, 1]; it gives the weight 3 / (7 sqrt(share n)).
+    outliers: the share of columns expected not to belong, in (0, 1]; it gives the weight 3 / (7 sqrt(share n)). tolerance, iterations, errors
+    and warning: as in `decompose`; an outlier share out of range is a `ParameterError`.
     """
     if not 0 < outliers <= 1:
         raise ParameterError(f"outliers={outliers} is no share in (0, 1]")
@@ -149,7 +162,11 @@ def column_basis(low_rank: np.ndarray, relative: float = 1e-6) -> np.ndarray:
 
 
 def robust_rest(column: np.ndarray, basis: np.ndarray, tolerance: float = 1e-5, iterations: int = 200, growth: float = 1.2) -> np.ndarray:
-    """e of `column` = basis a + e with the smallest 1-norm, (m,); basis: orthonormal (m, r). Warns when it does not converge."""
+    """e of `column` = basis a + e with the smallest 1-norm, (m,).
+
+    column: float (m,). basis: orthonormal (m, r). tolerance: of the residual, its length as a share of the column's. iterations: at most.
+    growth: by which the penalty is multiplied after each. Warns when it does not converge, and returns the last iterate.
+    """
     largest = np.abs(column).max()
     if largest == 0:
         return np.zeros_like(column)
@@ -168,7 +185,10 @@ def robust_rest(column: np.ndarray, basis: np.ndarray, tolerance: float = 1e-5, 
 
 # %% ../../nbs/methods/45_lowrank.ipynb #9bbafa7f
 def frame_positions(side: int, inset: int) -> tuple[np.ndarray, float]:
-    """Rows (y, x, 1) of the frame's pixels relative to the image's middle, (m, 3), in units of half the frame; and that unit in px."""
+    """Rows (y, x, 1) of the frame's pixels relative to the image's middle, (m, 3), in units of half the frame; and that unit in px.
+
+    side: of the square image, in px. inset: how many px the frame stays inside of it on each side; m = (side - 2 inset)^2.
+    """
     inner = side - 2 * inset
     half = max((inner - 1) / 2, 0.5)
     axis = (np.arange(inner) - (inner - 1) / 2) / half
@@ -177,13 +197,19 @@ def frame_positions(side: int, inset: int) -> tuple[np.ndarray, float]:
 
 
 def motion_matrix(motion: np.ndarray, half: float) -> tuple[np.ndarray, np.ndarray]:
-    """(2 x 2 matrix, shift) by which `motion` (6,) in px moves positions: y by motion[:3], x by motion[3:] times (y, x, 1)."""
+    """(2 x 2 matrix, shift) by which `motion` (6,) in px moves positions: y by motion[:3], x by motion[3:] times (y, x, 1).
+
+    half: half the frame in px, the unit of `frame_positions`. Matrix and shift apply to positions (y, x) in px from the image's middle.
+    """
     rows = np.asarray(motion, float).reshape(2, 3)
     return np.eye(2) + rows[:, :2] / half, rows[:, 2]
 
 
 def warp(image: np.ndarray, motion: np.ndarray, inset: int = 5) -> np.ndarray:
-    """The frame (h, h) of the square `image` (side, side) seen through `motion` (6,) in px: value at p is the image's at p + motion(p)."""
+    """The frame (h, h) of the square `image` (side, side) seen through `motion` (6,) in px: value at p is the image's at p + motion(p).
+
+    inset: how many px the frame stays inside of the image on each side, h = side - 2 inset. Bilinear; beyond the border its pixels are repeated.
+    """
     side = image.shape[0]
     matrix, shift = motion_matrix(motion, frame_positions(side, inset)[1])
     inner, middle = side - 2 * inset, (side - 1) / 2
@@ -192,7 +218,10 @@ def warp(image: np.ndarray, motion: np.ndarray, inset: int = 5) -> np.ndarray:
 
 
 def unwarp(frame: np.ndarray, motion: np.ndarray, side: int, inset: int = 5) -> np.ndarray:
-    """`frame` (h, h) back at the places of the image (side, side) it came from; 0 outside."""
+    """`frame` (h, h) back at the places of the image (side, side) it came from; 0 outside.
+
+    motion, inset: those of the `warp` that made it.
+    """
     matrix, shift = motion_matrix(motion, frame_positions(side, inset)[1])
     back = np.linalg.inv(matrix)
     offset = (frame.shape[0] - 1) / 2 - back @ (np.full(2, (side - 1) / 2) + shift)
@@ -200,7 +229,10 @@ def unwarp(frame: np.ndarray, motion: np.ndarray, side: int, inset: int = 5) -> 
 
 # %% ../../nbs/methods/45_lowrank.ipynb #4d9d278e
 def linearise(image: np.ndarray, motion: np.ndarray, inset: int = 5) -> tuple[np.ndarray, np.ndarray, float]:
-    """(column of length one (m,), its derivative by the motion (m, 6), the length before) of the warped `image`; a black one has length 0."""
+    """(column of length one (m,), its derivative by the motion (m, 6), the length before) of the warped `image`; a black one has length 0.
+
+    image: float (side, side). motion, inset: see `warp`.
+    """
     column = warp(image, motion, inset).ravel()
     down, across = (warp(gradient, motion, inset).ravel() for gradient in np.gradient(image))
     positions, _ = frame_positions(image.shape[0], inset)
@@ -216,7 +248,8 @@ def linearise(image: np.ndarray, motion: np.ndarray, inset: int = 5) -> tuple[np
 class Alignment:
     """motions (n, 6) in px, see `warp`; the decomposition of the aligned columns, each of length one; lengths (n,) before.
 
-    objectives: nuclear norm plus weighted 1-norm after each linearisation.
+    objectives: nuclear norm plus weighted 1-norm after each linearisation. converged: whether the motions settled and the decomposition
+    that goes with them converged.
     """
 
     motions: np.ndarray
@@ -228,7 +261,11 @@ class Alignment:
 
 def align_once(columns: np.ndarray, derivatives: np.ndarray, weight: float, tolerance: float,
                iterations: int) -> tuple[LowRankSplit, np.ndarray, float]:
-    """The linearised problem of RASL: (decomposition, increments (n, 6), objective). columns: (m, n). derivatives: (n, m, 6)."""
+    """The linearised problem of RASL: (decomposition, increments (n, 6) in px, objective).
+
+    columns: (m, n), of length one. derivatives: (n, m, 6), of each by its motion. weight: lambda, of the 1-norm. tolerance: of the relative
+    residual, at which it stops. iterations: at most; the last iterate is returned, and its `converged` says whether that was enough.
+    """
     inverses = np.linalg.pinv(derivatives, rcond=1e-6)
     penalty, length = 1.25 / spectral_norm(columns), np.linalg.norm(columns)
     largest = 2.4e6 * penalty
@@ -257,9 +294,10 @@ def align(images: np.ndarray, weight: float | None = None, inset: int = 5, toler
           inner_tolerance: float = 1e-5, iterations: int = 200) -> Alignment:
     """RASL (Peng et al. 2012): affine motions of `images` (n, side, side) that make them low-rank plus sparse.
 
-    weight: None is 1/sqrt(m). tolerance: of the largest increment, in px; at most `steps` linearisations of `iterations` inner ones.
-    It also ends when the objective falls no longer, and returns the iterate where it was lowest.
-    Warns when neither happens. Raises `DataError` for no square images, NaN, or an inset that leaves nothing.
+    weight: lambda, None is 1/sqrt(m). inset: of the frame, in px, see `warp`. tolerance: of the largest increment, in px; at most `steps`
+    linearisations, each solved to `inner_tolerance` or by `iterations` inner iterations, see `align_once`. It also ends when the objective
+    falls no longer, and returns the iterate where it was lowest. Warns when neither happens. Raises `DataError` for no square images, NaN, or
+    images all black, `ParameterError` for an inset that leaves nothing.
     """
     images = np.asarray(images, np.float64)
     if images.ndim != 3 or images.shape[1] != images.shape[2] or not len(images) or not np.isfinite(images).all():
@@ -293,7 +331,8 @@ class RPCA:
     """Robust PCA of normal images as a detector: what their low-rank part cannot say of an image is its map.
 
     image_size: side in px. columns: how many normal images are remembered, a random choice by `seed` if there are more. weight:
-    lambda, None is 1/sqrt(pixels). joint: decompose with all images of a call to predict; else each alone against the normal basis.
+    lambda, None is 1/sqrt(max(pixels, columns)). tolerance, iterations: of the decomposition, see `decompose`. joint: decompose with all
+    images of a call to predict; else each alone against the normal basis.
     rank_share: warn when the rank exceeds this share of the columns. Raises `ParameterError` on bad values.
     """
 
@@ -377,8 +416,10 @@ class RPCA:
 class RASL(RPCA):
     """RASL as a detector: as `RPCA`, but every image is first moved by an affine motion until it fits the others.
 
+    image_size, columns, joint, rank_share: as for `RPCA`. weight: lambda, None is 1/sqrt(pixels of the frame).
     inset: the frame is this many px smaller on each side, at `image_size`; the map is zero outside. steps: at most so many linearisations.
-    moved: the motion is found when it changes by less, in px. tolerance, iterations: of the inner problem. The rest as for `RPCA`.
+    moved: the motion is found when it changes by less, in px. tolerance, iterations: of the inner problem, see `align_once`.
+    Raises `ParameterError` on bad values.
     """
 
     def __init__(self, image_size: int = 128, columns: int = 60, weight: float | None = None, inset: int = 5, steps: int = 15,

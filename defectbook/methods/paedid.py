@@ -21,9 +21,9 @@ SOLVERS = {"proximal": decompose_proximal, "adam": decompose_adam}
 class PAEDID(PriorDetector):
     """PAEDID: the size of the sparse part of equation 3 is the map.
 
-    prior: None is the paper's patch autoencoder; else any object with `reconstruct(images) -> images`. weight: lambda, 1e-5 for wood and
-    6e-4 for cells in the paper. solver: "proximal", or "adam", the paper's way. norm: see `decomposition.Problem`. iterations: at most.
-    Raises `ParameterError` for values out of range.
+    prior: None is the paper's patch autoencoder; else any object with `reconstruct(images) -> images`. weight: lambda, 1e-5 for wood and 6e-4
+    for cells in the paper. image_size: the working side in px. channels: "grey" or "rgb". solver: "proximal", or "adam", the paper's way. norm:
+    see `decomposition.Problem`. iterations: at most. Raises `ParameterError` for values out of range.
     """
 
     def __init__(self, prior: Any = None, weight: float = 6e-4, image_size: int = 128, channels: str = "grey", batch_size: int = 16,

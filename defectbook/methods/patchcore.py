@@ -76,7 +76,7 @@ def resolve_choices(variant: str, **given: str | int | None) -> dict[str, str | 
 
 # %% ../../nbs/methods/40_patchcore.ipynb #5965a82c
 def top_mean(anomaly_map: np.ndarray, share: float = 0.01) -> float:
-    """The mean of the largest `share` of the pixels, at least one."""
+    """The mean of the largest `share` of the pixels of `anomaly_map`, float (H, W), at least one of them. share: above 0, at most 1."""
     count = max(1, int(share * anomaly_map.size))
     return float(np.partition(anomaly_map, -count, axis=None)[-count:].mean())
 
@@ -96,6 +96,7 @@ def reweighting(bank: MemoryBank, patches: np.ndarray, matched: np.ndarray, neig
 def kept_blocks(detector: "PatchCore", samples: Sequence[Sample], folder: Path) -> Iterator[np.ndarray]:
     """Embeddings (n, h, w, C) batch by batch: those that `folder` keeps, then the others, each written whole before it is yielded.
 
+    detector: makes the embeddings, in batches of its size. samples: the images, in the order of the first time.
     Raises `DataError` when the folder belongs to other images, or to features made in another way.
     """
     remedy = "give another folder, or remove this one to begin anew"
@@ -123,7 +124,8 @@ def kept_blocks(detector: "PatchCore", samples: Sequence[Sample], folder: Path) 
 class PatchCore:
     """Nearest-neighbour anomaly detection on frozen features (Roth et al. 2022).
 
-    backbone, layers, weights, pool, grid: see `models.features`. image_size: images are resized to this square, in px.
+    backbone, layers, weights, pool, grid: see `models.features`. download: whether weights that are not here may be fetched.
+    image_size: images are resized to this square, in px.
     coreset, ratio: "none", "random" or "greedy" and the part of patches kept. sigma: blur of the map, in px at `image_size`.
     variant: "plain", "paper" or "reference", and pooling, dimensions, distance, nearest, image_score, neighbours in place of
     what it says, see `VARIANTS`. device: "auto", "cpu" or "cuda". seed: decides a random coreset.

@@ -56,7 +56,8 @@ def word_probability(tables: Sequence[np.ndarray], rows: np.ndarray, words: np.n
 def allowed_distances_dense(queries: np.ndarray, items: np.ndarray, probabilities: np.ndarray, words: np.ndarray, tau: float) -> np.ndarray:
     """Equations 4 and 5 as they stand, with every item for every query: the slow reference for `allowed_distances`.
 
-    queries: (Q, C). items: (M, C). probabilities: (Q, K). words: int (M,), the word of each item.
+    queries: (Q, C). items: (M, C). probabilities: (Q, K). words: int (M,), the word of each item. tau: an item stands where its word is more
+    probable than this. Returns distances float64 (Q,), infinity where no item stands.
     """
     distances = np.sqrt(((queries[:, None].astype(np.float64) - items[None]) ** 2).sum(-1))
     return np.where(probabilities[:, words] > tau, distances, np.inf).min(1)
@@ -91,14 +92,22 @@ def resolve_choices(variant: str, **given) -> dict:
 class PNI:
     """PatchCore's distances, to what is normal at this position and among these neighbours only (Bae et al. 2023).
 
-    backbone .. batch_size, weights, device: see `PatchCore`. words: |C_dist|. neighbourhood: p of eq. 7. reduced: principal components of
-    the neighbours that the network reads (None: all features, as in the paper). depth, width, dropout, temperature, learning_rate,
-    decay_every, epochs, mlp_batch, held_out: the network and its training. terms: which of "neighbourhood" and "position" are used.
-    variant: "corrected", "paper" or "reference"; tau, combine, by_rank, skip_middle .. replace single choices of it, see `VARIANTS`.
+    backbone, layers, image_size, pool, grid, ratio, sigma, batch_size, weights, device, download: see `PatchCore`; the coreset is greedy.
+    words: |C_dist|. neighbourhood: p of eq. 7, odd. terms: which of "neighbourhood" and "position" are used.
+    reduced: principal components of the neighbours that the network reads (None: all features, as in the paper).
+    depth, width, dropout, temperature, learning_rate, decay_every, epochs, mlp_batch: the network and its training, see `models.context`.
+    held_out: the share of normal images or patches that watches the training and calibrates tau.
+
+    variant: "corrected", "paper" or "reference", see `VARIANTS`; None for one of the choices below takes what it says.
     combine: how two terms become one: "probabilities" averages them before the veto (eq. 6), "scores" scores by each and averages,
     "both" lets an item stand only where each term alone would (where no item is left, the farther of what each term allows counts).
     tau: "words" 1/(2 |C_dist|), "items" 1/(2 |C_emb|), "calibrated" vetoes the nearest item of a share `vetoed` of held-out normal patches,
-    or a probability. image_score: "patch_max" (of the grid), "top_mean" (top 1 % of the map's pixels) or "map_max".
+    or a probability. by_rank: veto by place in the ranking instead of by item, the public code's slip.
+    held_out_unit: "images", or "patches" of any image. skip: "middle + 1" hides the neighbour after the middle from the network instead of
+    the middle, as the public code does. exponent: lambda of eq. 8, which multiplies the distance.
+
+    image_score: "patch_max" (of the grid), "top_mean" (top 1 % of the map's pixels) or "map_max".
+    Raises `ParameterError` or `WeightsError` on bad values.
     """
 
     version = "1"

@@ -69,7 +69,7 @@ class Adapter(nn.Module):
 
 
 def count_learned(module: nn.Module) -> int:
-    """The number of parameters that require a gradient."""
+    """The number of parameters of `module` that require a gradient."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 # %% ../../nbs/methods/48_pros.ipynb #d1bf024a
@@ -114,7 +114,10 @@ def _block_on_grid(block: nn.Module, grid: Tensor) -> Tensor:
 
 # %% ../../nbs/methods/48_pros.ipynb #a67830d9
 class FirstRow(nn.Module):
-    """A table of tokens whose first row may learn without the others; stands in for the mask decoder's `mask_tokens`."""
+    """A table of tokens whose first row may learn without the others; stands in for the mask decoder's `mask_tokens`.
+
+    weight: the table, (tokens, C), which is copied. `first` (1, C) requires a gradient, `others` do not.
+    """
 
     def __init__(self, weight: Tensor):
         super().__init__()
@@ -214,7 +217,10 @@ class AdaptedSam(nn.Module):
 
 
 class Rest(nn.Module):
-    """An adapted model that starts from its cached prefix."""
+    """An adapted model that starts from its cached prefix: logits (N, 1, side, side) of what `network.prefix` returned.
+
+    network: shared, not copied, so that training this trains it.
+    """
 
     def __init__(self, network: AdaptedSam):
         super().__init__()
@@ -247,8 +253,9 @@ def cached_prefix(network: AdaptedSam, images: Tensor, dtype: str = "float32", l
                   batch_size: int = 8, device: str = "cpu") -> Iterator[list[Tensor | np.ndarray]]:
     """The prefix of all `images` (N, 3, side, side), uint8, inside the block: arrays (N, ...) in memory, or beyond `limit_mb` in files.
 
-    folder: where the files go (the system's temporary folder by default); they are removed afterwards. Raises `ParameterError` for another
-    dtype, `DataError` for values it cannot hold, `StoreError` when the disk is too small.
+    network: moved to `device` and put into evaluation mode. dtype: of the arrays, "float32" or "float16". folder: where the files go (the
+    system's temporary folder by default); they are removed afterwards. Raises `ParameterError` for another dtype, `DataError` for values it
+    cannot hold, `StoreError` when the disk is too small.
     """
     if dtype not in CACHES:
         raise ParameterError(unknown("type of cache", dtype, CACHES))
@@ -296,7 +303,7 @@ def at_side(model: PromptModel, side: int) -> PromptModel:
 
 
 def check_sizes(samples: Sequence[Sample], sizes: Sequence[tuple[int, int]]) -> None:
-    """Raises `DataError` naming the first sample that is smaller than a patch."""
+    """Raises `DataError` naming the first sample that is smaller than a patch of 16 px. sizes: (height, width) of each sample's image."""
     for sample, (height, width) in zip(samples, sizes, strict=True):
         if min(height, width) < SMALLEST:
             raise DataError(f"{sample.name}: {width}x{height} px is smaller than a patch ({SMALLEST} px); enlarge it or leave it out")
@@ -308,11 +315,13 @@ LOSS_NAMES = ("ce", "bce", "soft_dice")
 class PROS(Segmenter):
     """SAM with K = `adapters` adapters, trained on samples with masks; any class of defect counts as 1.
 
-    model: a name in `SAM_MODELS`, loaded from `checkpoint` as `load_sam` does, or a `PromptModel` (copied). where, bottleneck, norms: see
-    `AdaptedSam`. remainder: what learns beside the adapters, names in `REMAINDERS`, or "none". loss: "ce", "bce" or "soft_dice", of one logit
-    a pixel. side: images are resized to this square, in px. cache: the frozen prefix is kept in "float32" or "float16", or computed in every
-    epoch ("none"). held_out: the share of samples that picks the best epoch, 0 keeps the last. fingerprint: the weights that must be loaded,
-    None takes any. Raises `ParameterError`, or `WeightsError` for weights that are missing or others.
+    model: a name in `SAM_MODELS`, loaded from `checkpoint` as `load_sam` does, or a `PromptModel` (copied).
+    where, bottleneck, norms: see `AdaptedSam`. remainder: what learns beside the adapters, names in `REMAINDERS`, or "none".
+    loss: "ce", "bce" or "soft_dice", of one logit a pixel. side: images are resized to this square, in px.
+    epochs, learning_rate: of AdamW, see `train_segmenter`. held_out: the share of samples that picks the best epoch, 0 keeps the last.
+    cache: the frozen prefix is kept in "float32" or "float16", or computed in every epoch ("none").
+    fingerprint: the weights that must be loaded, None takes any.
+    Raises `ParameterError`, or `WeightsError` for weights that are missing or others.
     """
 
     version = "1"  # part of a run's identity: raise it when the result for the same parameters changes

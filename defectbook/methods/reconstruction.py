@@ -17,17 +17,23 @@ from ..models.priors import AutoencoderPrior, MemAEPrior, PatchPrior, PriorDetec
 
 # %% ../../nbs/methods/43_reconstruction.ipynb #174243b8
 def absolute_residual(images: np.ndarray, priors: np.ndarray) -> np.ndarray:
-    """The mean over channels of |X - prior|: (N, H, W) of images (N, H, W[, C])."""
+    """The mean over channels of |X - prior|: (N, H, W) in 0..1.
+
+    images, priors: float (N, H, W) or (N, H, W, C), both alike, in 0..1.
+    """
     return _per_pixel(np.abs(images - priors))
 
 
 def squared_residual(images: np.ndarray, priors: np.ndarray) -> np.ndarray:
-    """The mean over channels of (X - prior)^2."""
+    """The mean over channels of (X - prior)^2: (N, H, W) in 0..1. images, priors: as in `absolute_residual`."""
     return _per_pixel(np.square(images - priors))
 
 
 def ssim_residual(images: np.ndarray, priors: np.ndarray) -> np.ndarray:
-    """1 - SSIM of the window around each pixel, mean over channels, in 0..2 (Bergmann et al. 2018)."""
+    """1 - SSIM of the window around each pixel, mean over channels: (N, H, W) in 0..2 (Bergmann et al. 2018).
+
+    images, priors: as in `absolute_residual`. The window is a Gaussian of 11 px, mirrored at the border.
+    """
     stacks = [part[:, None] if part.ndim == 3 else np.moveaxis(part, -1, 1) for part in (images, priors)]
     return (1 - SsimLoss(np.ascontiguousarray(stacks[1])).map(np.ascontiguousarray(stacks[0]))).mean(axis=1)
 
@@ -43,7 +49,8 @@ RESIDUALS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 class Reconstruction(PriorDetector):
     """A detector whose map is the difference between an image and its prior.
 
-    residual: "absolute", "squared" or "ssim". The rest as for `PriorDetector`.
+    prior, image_size, channels: see `PriorDetector`. residual: "absolute", "squared" or "ssim". Raises `ParameterError` for another residual, and
+    what `PriorDetector` refuses.
     """
 
     def __init__(self, prior: Any, residual: str = "absolute", image_size: int = 128, channels: str = "grey", batch_size: int = 16):
@@ -61,17 +68,29 @@ class Reconstruction(PriorDetector):
 # %% ../../nbs/methods/43_reconstruction.ipynb #b810679f
 def ssim_ae(encoder: str | tuple[int, ...] = "cells", residual: str = "absolute", image_size: int = 128, channels: str = "grey",
             **training: Any) -> Reconstruction:
-    """SSIM-AE (Bergmann et al. 2018): an autoencoder trained for structural similarity. training: see `AutoencoderPrior`."""
+    """SSIM-AE (Bergmann et al. 2018): an autoencoder trained for structural similarity. training: other options of `AutoencoderPrior`.
+
+    encoder: a name in `ENCODERS`, or the widths of its stages. residual, image_size, channels: see `Reconstruction`.
+    Raises `ParameterError` for values that these refuse.
+    """
     return Reconstruction(AutoencoderPrior(encoder, "ssim", **training), residual, image_size, channels)
 
 
 def memae(encoder: str | tuple[int, ...] = "cells", residual: str = "absolute", image_size: int = 128, channels: str = "grey",
           **options: Any) -> Reconstruction:
-    """MemAE (Gong et al. 2019). options: items, shrink, entropy, and the training; see `MemAEPrior`."""
+    """MemAE (Gong et al. 2019). options: items, shrink, entropy, and the training; see `MemAEPrior`.
+
+    encoder: a name in `ENCODERS`, or the widths of its stages. residual, image_size, channels: see `Reconstruction`.
+    Raises `ParameterError` for values that these refuse.
+    """
     return Reconstruction(MemAEPrior(encoder, **options), residual, image_size, channels)
 
 
 def pae(encoder: str | tuple[int, ...] = "cells", alpha: float = 0.03, residual: str = "absolute", image_size: int = 128, channels: str = "grey",
         **training: Any) -> Reconstruction:
-    """PAE: PAEDID's patch autoencoder, without the decomposition. training: see `PatchPrior`."""
+    """PAE: PAEDID's patch autoencoder, without the decomposition. training: other options of `PatchPrior`.
+
+    encoder: a name in `ENCODERS`, or the widths of its stages. alpha: the share of patches that is replaced, in (0, 1].
+    residual, image_size, channels: see `Reconstruction`. Raises `ParameterError` for values that these refuse.
+    """
     return Reconstruction(PatchPrior(encoder, alpha, **training), residual, image_size, channels)

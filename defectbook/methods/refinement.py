@@ -71,6 +71,8 @@ class RefinementNetwork(nn.Module):
 
     backbone: a name in `models.features.BACKBONES`, with the weights that are found for it, or any of timm's with weights="none" (random).
     width: channels of the decoder's last level; each earlier one has twice as many, at most 8 times. H and W: multiples of 32.
+    weights: an explicit file, None for the usual places. download: whether they may be fetched where they are not here.
+    Raises `ParameterError` for a backbone that is not known or no convolutional one, `WeightsError` for weights that are missing or do not fit.
     """
 
     def __init__(self, backbone: str = "densenet161", width: int = 32, weights: Path | str | None = None, download: bool = True):
@@ -117,7 +119,9 @@ def _join(inputs: int, outputs: int) -> nn.Sequential:
 def make_pairs(detector: Any, samples: Sequence[Sample], count: int, size: int, seed: int, epoch: int = 0) -> dict[str, np.ndarray]:
     """`count` synthetic defects of PNI's four kinds in equal parts, and the detector's maps of them.
 
-    Returns "images" uint8 (N, size, size, 3), "maps" float32 (N, size, size) and "truths" uint8 (N, size, size).
+    detector: fitted. samples: normal ones, taken in turn. size: of the square images, in px. epoch: which drawing, 0 or above; the same seed
+    and epoch draw the same. Returns "images" uint8 (N, size, size, 3), "maps" float32 (N, size, size) and "truths" uint8 (N, size, size).
+    Raises `DataError` for no sample or a defective one.
     """
     drawn = SyntheticDefects(samples, equal_parts(*PNI_KINDS), seed, (size, size), count)
     damaged = [drawn.sample(index, epoch) for index in range(count)]
@@ -150,12 +154,15 @@ IMAGE_SCORES = ("fused", "detector", "map_max")
 class Refinement:
     """Any detector with a network on top that redraws its maps (PNI, section 3.3).
 
-    detector: with fit, predict, save, parameters and is_fitted; one that is fitted already is left as it is. backbone, width, weights: see
-    `RefinementNetwork`. image_size: side in px at which the network works, a multiple of 32. iterations, batch_size, learning_rate: of Adam.
-    loss: "regression", "ce", "focal" or another of `models.losses` for one class. fusion: the network's share of the final map.
-    pool_size: synthetic images kept; renew: draw a new pool each round of `round_length` iterations. held_out: the part of the normal
-    images that fixes the bounds and watches the training. image_score: "fused" mixes the detector's score with the network's maximum
-    like the maps, "detector" keeps the detector's, "map_max" takes the final map's.
+    detector: with fit, predict, save, parameters and is_fitted; one that is fitted already is left as it is.
+    backbone, width, weights, download: see `RefinementNetwork`. image_size: side in px at which the network works, a multiple of 32.
+    iterations, batch_size, learning_rate: of Adam. loss: "regression", "ce", "focal" or another of `models.losses` for one class.
+    fusion: the network's share of the final map. pool_size: synthetic images kept; renew: draw a new pool each round of `round_length`
+    iterations. degrees, colour: how far images are turned and recoloured in training, see `augment`.
+    held_out: the part of the normal images that fixes the bounds and watches the training.
+    image_score: "fused" mixes the detector's score with the network's maximum like the maps, "detector" keeps the detector's, "map_max"
+    takes the final map's.
+    Raises `ParameterError` for values out of range, `WeightsError` for weights that are missing or do not fit.
     """
 
     version = "1"  # part of a run's identity: raise it when the result for the same parameters changes
@@ -375,6 +382,9 @@ class Refinement:
 
 
 def scale_maps(values: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
-    """Maps or scores in units of the bounds: 0 at the lower, 1 at the upper, not clipped."""
+    """Maps or scores in units of the bounds: 0 at the lower, 1 at the upper, not clipped.
+
+    values: an array, which comes back as float32 in its shape, or one number. bounds: (lower, upper), different numbers.
+    """
     low, high = bounds
     return ((values - low) / (high - low)).astype(np.float32) if isinstance(values, np.ndarray) else (values - low) / (high - low)

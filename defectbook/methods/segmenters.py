@@ -27,8 +27,9 @@ class UNetSegmenter(Segmenter):
     """A U-Net trained on samples with masks; any class of defect counts as 1.
 
     network: a name in `NETWORKS`. loss: "bce", "soft_dice" or "ce". width: channels at full size, None for the paper's. side: images are
-    resized to this square, in px. weights: see `build_network`. held_out: the share of samples that picks the best epoch, 0 keeps the last.
-    Siamese networks read templates from meta["template"]. Raises `ParameterError`, or `WeightsError` for weights that are missing or do not fit.
+    resized to this square, in px. epochs, learning_rate: of AdamW, see `train_segmenter`. weights: see `build_network`. held_out: the share
+    of samples that picks the best epoch, 0 keeps the last. Siamese networks read templates from meta["template"].
+    Raises `ParameterError`, or `WeightsError` for weights that are missing or do not fit.
     """
 
     version = "1"  # part of a run's identity: raise it when the result for the same parameters changes

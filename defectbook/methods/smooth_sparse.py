@@ -43,7 +43,8 @@ def difference_penalty(count: int, order: int = 2) -> np.ndarray:
 class Surface:
     """The smoother of images (H, W): tensor-product P-splines, their columns ordered from flat to wavy.
 
-    bases: U of the rows (H, k) and of the columns (W, k), orthonormal. strengths: how fast lambda fades each of them, two (k,).
+    shape: (H, W), in px. knots: equal intervals a side, 1 to side - 3; k is three more. bases: U of the rows (H, k) and of the columns (W, k),
+    orthonormal. strengths: how fast lambda fades each of them, two (k,). Raises `ParameterError` for another number of knots.
     """
 
     def __init__(self, shape: tuple[int, int], knots: int = 16):
@@ -65,7 +66,11 @@ class Surface:
 
 
 def fading_basis(side: int, knots: int) -> tuple[np.ndarray, np.ndarray]:
-    """(U (side, k), s (k,)) so that B (B^T B + lambda R)^-1 B^T = U diag(1 / (1 + lambda s)) U^T for every lambda."""
+    """(U (side, k), s (k,)) so that B (B^T B + lambda R)^-1 B^T = U diag(1 / (1 + lambda s)) U^T for every lambda.
+
+    side: in px. knots: equal intervals of the cubic splines B on it, k - 3. Raises `ParameterError` for fewer than 1, or more than
+    side - 3.
+    """
     basis = spline_basis(side, knots)
     orthonormal, triangle = np.linalg.qr(basis)
     inverse = np.linalg.inv(triangle)
@@ -78,7 +83,10 @@ SMOOTHNESS = (1e-4, 1e8)  # the range that is searched: from next to no penalty 
 
 
 def cross_validation(surface: Surface, images: np.ndarray) -> Callable[[float], float]:
-    """The function smoothness -> GCV, the mean over images (N, H, W); each call costs k^2 operations."""
+    """The function smoothness -> GCV, the mean over images (N, H, W), N >= 1; each call costs k^2 operations.
+
+    surface: the smoother that is judged, of the images' size.
+    """
     pixels, squares = images[0].size, surface.coefficients(images) ** 2
     energies, outside = squares.mean(axis=0), np.square(images).sum() / len(images) - squares.sum() / len(images)
 
@@ -90,7 +98,10 @@ def cross_validation(surface: Surface, images: np.ndarray) -> Callable[[float], 
 
 
 def choose_smoothness(surface: Surface, images: np.ndarray) -> float:
-    """The smoothness with the smallest GCV over images (N, H, W): the best of a grid, refined between its neighbours."""
+    """The smoothness with the smallest GCV over images (N, H, W): the best of a grid over `SMOOTHNESS`, refined between its neighbours.
+
+    surface: the smoother that it is for, of the images' size.
+    """
     value = cross_validation(surface, images)
     grid = np.linspace(*np.log10(SMOOTHNESS), 49)
     best = int(np.argmin([value(10**power) for power in grid]))
@@ -102,7 +113,10 @@ ANOMALY_BASES = ("pixels", "splines")
 
 
 class Anomalies:
-    """The basis of the sparse part of images (H, W): single pixels, or quadratic splines of length one, four pixels apart by default."""
+    """The basis of the sparse part of images: single "pixels", or "splines", quadratic ones of length one.
+
+    shape: (H, W) of the images, in px. spacing: px between splines, 1 or more. Raises `ParameterError` for another basis or spacing.
+    """
 
     def __init__(self, shape: tuple[int, int], basis: str = "pixels", spacing: int = 4):
         if basis not in ANOMALY_BASES:
@@ -132,13 +146,19 @@ LEAST_SPARSITY = 1 / 255  # one level of an eight-bit camera
 
 
 def noise_sparsity(surface: Surface, images: np.ndarray, smoothness: float, factor: float = 3.0) -> float:
-    """`factor` times the noise of normal images (N, H, W): 1.4826 times the median size of their residuals; at least one grey level."""
+    """`factor` times the noise of normal images (N, H, W): 1.4826 times the median size of their residuals; at least one grey level.
+
+    surface, smoothness: the smoother that leaves the residuals, and its lambda. One level is 1/255 of images in 0..1.
+    """
     residuals = np.abs(images - surface.smooth(images, smoothness))
     return max(factor * 1.4826 * float(np.median(residuals)), LEAST_SPARSITY)
 
 
 def otsu_sparsity(surface: Surface, images: np.ndarray, smoothness: float, anomalies: Anomalies) -> np.ndarray:
-    """For each image (N, H, W), Otsu's threshold between small and large |B_a^T (y - Hy)|, (N,); at least one grey level."""
+    """For each image (N, H, W), Otsu's threshold between small and large |B_a^T (y - Hy)|, (N,); at least one grey level.
+
+    surface, smoothness: H and its lambda. anomalies: the basis B_a. One level is 1/255 of images in 0..1.
+    """
     from skimage.filters import threshold_otsu
 
     sizes = np.abs(anomalies.collect(images - surface.smooth(images, smoothness)))
@@ -153,7 +173,8 @@ class SmoothSparseWarning(UserWarning):
 class SmoothSparseSplit:
     """images = smooth + sparse + noise, each (N, H, W). coefficients: theta_a, (N, p, q).
 
-    history: the objective after each iteration, (iterations + 1, N). residual: the largest move of the last step, (N,).
+    history: the objective after each iteration, (iterations + 1, N). residual: the largest move of the last step, (N,). converged: whether
+    that met the tolerance, bool (N,).
     """
 
     smooth: np.ndarray
@@ -175,12 +196,16 @@ def checked_images(images: np.ndarray, surface: Surface) -> np.ndarray:
 
 
 def shrink(values: np.ndarray, amount: np.ndarray) -> np.ndarray:
-    """Entries lowered by `amount` in size; smaller ones become zero."""
+    """Entries of `values` lowered by `amount` in size; smaller ones become zero. amount: 0 or above, an array that broadcasts against them."""
     return values - np.clip(values, -amount, amount)
 
 # %% ../../nbs/methods/46_smooth_sparse.ipynb #0f0b6c66
 class Descent:
-    """Accelerated proximal gradient of images (N, H, W) that never rises: where each image is, its q = (I - H)(y - B_a theta_a), its pace."""
+    """Accelerated proximal gradient of images (N, H, W) that never rises: where each image is, its q = (I - H)(y - B_a theta_a), its pace.
+
+    images: float64. surface, smoothness: H and its lambda. sparsity: gamma of each image, float64 (N,). anomalies: the basis B_a.
+    It starts with no anomaly at all.
+    """
 
     def __init__(self, images: np.ndarray, surface: Surface, smoothness: float, sparsity: np.ndarray, anomalies: Anomalies):
         self.images, self.surface, self.smoothness, self.anomalies = images, surface, smoothness, anomalies
@@ -217,8 +242,10 @@ class Descent:
 # %% ../../nbs/methods/46_smooth_sparse.ipynb #943e67d0
 def decompose(images: np.ndarray, surface: Surface, smoothness: float, sparsity: float | np.ndarray, anomalies: Anomalies | None = None,
               tolerance: float = 1e-5, iterations: int = 500) -> SmoothSparseSplit:
-    """Smooth-sparse decomposition of images (N, H, W), each by itself. sparsity: gamma, one number or one for each image.
+    """Smooth-sparse decomposition of images (N, H, W), each by itself (Yan et al. 2017).
 
+    surface: the smoother, of their size. smoothness: lambda. sparsity: gamma, one number or one for each image. anomalies: the basis of the
+    sparse part, None for single pixels. tolerance: ends an image when a step moves no coefficient by more. iterations: steps at most.
     Raises `DataError` for images of another size than the surface or with NaN, `ParameterError` for values that are not positive;
     warns, with the residual, about images that have not converged: their last iterate, which is their best, is returned.
     """

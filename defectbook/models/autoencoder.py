@@ -77,7 +77,7 @@ Loss = Callable[[nn.Module, Tensor], Tensor]
 
 
 def squared_error(network: nn.Module, images: Tensor) -> Tensor:
-    """The mean squared error of the reconstruction: equation 1, for each pixel."""
+    """The mean squared error, a scalar, of network(images) against images (N, C, side, side): equation 1 of PAEDID, for each pixel."""
     return (network(images) - images).square().mean()
 
 
@@ -89,7 +89,7 @@ def to_tensor(images: np.ndarray, device: str = "cpu") -> Tensor:
 
 
 def to_array(tensor: Tensor) -> np.ndarray:
-    """(N, C, side, side) as float32 images (N, side, side) or (N, side, side, C)."""
+    """`tensor` (N, C, side, side) as float32 images, (N, side, side) if C is 1, else (N, side, side, C): the way back from `to_tensor`."""
     tensor = tensor.detach().float().cpu()
     return np.ascontiguousarray(tensor[:, 0] if tensor.shape[1] == 1 else tensor.permute(0, 2, 3, 1))
 
@@ -99,9 +99,11 @@ def train_autoencoder(network: nn.Module, images: np.ndarray, loss: Loss = squar
                       checkpoint: Path | str | None = None, identity: dict | None = None) -> list[dict[str, float]]:
     """Train `network` on clean images, float32 (N, side, side[, C]) in 0..1, to its lowest held-out loss; returns the losses of each epoch.
 
-    held_out: the share of images that are not trained on. patience: epochs without a lower held-out loss after which it ends.
-    checkpoint: a folder in which a killed training goes on; identity: see `Training`.
-    Raises `DataError` for fewer than two images, `ParameterError` for values out of range.
+    loss: (network, batch (n, C, side, side)) -> scalar. held_out: the share of images that are not trained on. epochs: at most so many;
+    over them Adam's learning rate falls along half a cosine from `rate` to a twentieth of it. patience: epochs without a lower held-out
+    loss after which it ends. checkpoint: a folder in which a killed training goes on; identity: see `Training`.
+    Raises `DataError` for fewer than two images or a loss that is not finite, `ParameterError` for values out of range, `WeightsError`
+    when the checkpoint holds another training, or a damaged one.
     """
     train, validation = split_held_out(len(images), held_out, seed)
     if epochs < 1 or patience < 1 or batch_size < 1 or not rate > 0:
@@ -123,7 +125,11 @@ def train_autoencoder(network: nn.Module, images: np.ndarray, loss: Loss = squar
 
 
 def split_held_out(count: int, held_out: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices to train on and to hold out, at least one each. Raises `DataError` for fewer than two images."""
+    """Indices int64, in increasing order, to train on and to hold out, of `count` images; at least one each.
+
+    held_out: the share held out, above 0 and below 1; `seed` draws which. Raises `ParameterError` for another share,
+    `DataError` for fewer than two images.
+    """
     if not 0 < held_out < 1:
         raise ParameterError(f"held_out={held_out} is no share between 0 and 1")
     if count < 2:
@@ -150,7 +156,10 @@ def _epoch(training: Training, images: np.ndarray, loss: Loss, batch_size: int, 
 
 @torch.no_grad()
 def evaluate_loss(network: nn.Module, images: np.ndarray, loss: Loss, batch_size: int = 16, device: str = "cpu") -> float:
-    """The mean loss of images (N, side, side[, C])."""
+    """The mean of `loss`(network, batch) over images (N, side, side[, C]), N >= 1, without gradients.
+
+    network: left in evaluation mode. batch_size: how many images at once, about, so that batches are of nearly equal size.
+    """
     network.eval()
     batches = np.array_split(np.arange(len(images)), max(1, len(images) // batch_size))
     return sum(float(loss(network, to_tensor(images[batch], device))) * len(batch) for batch in batches) / len(images)
@@ -188,7 +197,11 @@ class ItemMemory(nn.Module):
 
 
 class MemoryAutoencoder(Autoencoder):
-    """An autoencoder whose decoder sees nothing but mixtures of memory items."""
+    """MemAE's network: an autoencoder whose decoder sees nothing but mixtures of memory items.
+
+    widths, channels, decoder: see `Autoencoder`. items, shrink: see `ItemMemory`; an item is as wide as the last stage.
+    Raises `ParameterError` for widths below 1, an unknown decoder, no items, or a threshold outside [0, 1).
+    """
 
     def __init__(self, widths: Sequence[int] = ENCODERS["cells"], channels: int = 1, items: int = 500, shrink: float | None = None,
                  decoder: str = "subpixel"):
@@ -205,7 +218,10 @@ class MemoryAutoencoder(Autoencoder):
 
 
 def entropy(weights: Tensor) -> Tensor:
-    """The mean entropy of mixtures (..., items), in nats."""
+    """The mean entropy of mixtures, a scalar in nats: 0 for one item each, log(items) for all items alike.
+
+    weights: (..., items), not negative, as `ItemMemory.weights` gives them.
+    """
     return -(weights * (weights + 1e-12).log()).sum(-1).mean()
 
 

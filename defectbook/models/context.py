@@ -20,7 +20,11 @@ from .training import Training, seeded_torch
 
 # %% ../../nbs/models/37_context.ipynb #b89113ab
 def assign_words(features: np.ndarray, words: np.ndarray, block: int = 65536) -> np.ndarray:
-    """The index int64 (M,) of the nearest of `words` (K, C) for each of `features` (M, C)."""
+    """The index int64 (M,) of the nearest of `words` (K, C) for each of `features` (M, C), M >= 1; of equally near ones the first.
+
+    block: features that are searched at once; it decides memory, not the answer. Raises `DataError` for no words or values that are
+    not finite, `ParameterError` for features of other dimensions than the words.
+    """
     bank = MemoryBank(words)
     return np.concatenate([bank.search(np.asarray(features[start:start + block]))[1][:, 0] for start in range(0, len(features), block)])
 
@@ -59,7 +63,8 @@ def _check_side(side: int) -> None:
 def window_indices(height: int, width: int, side: int = 9, skip: int | None = None) -> np.ndarray:
     """int64 (h * w, side^2 - 1): the patches around each position in raster order, -1 outside the grid.
 
-    skip: which of the side^2 elements is left out; None is the middle one (eq. 7).
+    height, width: h and w, of one image's grid of patches. side: of the window, odd, in patches. skip: which of the side^2 elements is left
+    out; None is the middle one (eq. 7). Raises `ParameterError` for an even side.
     """
     _check_side(side)
     skip = side * side // 2 if skip is None else skip
@@ -86,6 +91,7 @@ def gather_windows(features: Tensor, windows: Tensor, rows: Tensor) -> Tensor:
 class Reduction:
     """An affine map of features (M, C) to their `dimensions` leading principal components, of unit variance on average.
 
+    mean: (C,), subtracted first. basis: (C, dimensions), by which the difference is multiplied; both are kept as float32.
     Without a basis features pass unchanged.
     """
 
@@ -165,11 +171,15 @@ def fit_neighbourhood(features: np.ndarray, grid: tuple[int, int], labels: np.nd
                       reduced: int | None = None, depth: int = 10, width: int = 2048, dropout: float = 0.1, temperature: float = 2.0,
                       learning_rate: float = 1e-3, decay_every: int = 5, epochs: int = 15, batch_size: int = 2048, held: np.ndarray,
                       seed: int = 0, device: str = "cpu", folder: Path | None = None) -> tuple[NeighbourhoodModel, list[dict[str, float]]]:
-    """Train a `NeighbourhoodModel`. Returns it and the losses of each epoch.
+    """Train a `NeighbourhoodModel` (section 3.2 of PNI). Returns it, with the weights of its best epoch, and the losses of each epoch.
 
-    features: float32 (M, C), image after image. grid: (h, w) of an image's patches. labels: the words, int (M,).
-    held: which patches are held out, bool (M,).
-    folder: where a killed training resumes from. Raises `DataError` or `ParameterError` on input that cannot be trained on.
+    features: float32 (M, C), image after image. grid: (h, w) of an image's patches. labels: the words, int (M,), below `words`.
+    side, skip: the window, see `window_indices`. reduced: principal components that are read of each neighbour, None for all features.
+    depth, width, dropout: see `build_mlp`. temperature: see `NeighbourhoodModel`; it takes no part in training. learning_rate: of Adam, a
+    tenth of it after every `decay_every` of the `epochs`. held: which patches are held out, bool (M,). folder: where a killed training
+    resumes from.
+    Raises `ParameterError` for an even side, or a temperature or `reduced` out of range; `DataError` for a loss that is not finite;
+    `WeightsError` when the folder holds another training.
     """
     inputs = Reduction.fit(features, reduced)
     flat = torch.from_numpy(inputs(features)).to(device)

@@ -46,7 +46,11 @@ def square_distances(points: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def select_greedy_naive(features: np.ndarray, keep: int, start: int = 0) -> np.ndarray:
-    """The greedy k-centre rule as it is written: after each choice, the distances of all points. What `select_greedy` must equal."""
+    """The greedy k-centre rule as it is written: after each choice, the distances of all points. What `select_greedy` must equal.
+
+    features: (M, C), taken as float32. keep: how many, 1 to M. start: the first index. Returns indices int64 (keep,) in the order of
+    choice; ties go to the smallest index.
+    """
     features = np.asarray(features, np.float32)
     distances, chosen = np.full(len(features), np.inf), [start]
     while len(chosen) < keep:
@@ -244,7 +248,10 @@ class _LazyGreedy:
 
 
 def centred_norms(features: np.ndarray, mean: np.ndarray, size: int = 4096) -> np.ndarray:
-    """float32 (M,) squared norms of the centred rows. Raises `DataError` naming a row that is not finite or too large to square."""
+    """float32 (M,) squared lengths of features (M, C) minus `mean` (C,), read in blocks of `size` rows.
+
+    Raises `DataError` naming a row that is not finite or too large to square.
+    """
     norms = np.empty(len(features), np.float32)
     for block in _blocks(len(features), size):
         rows = _rows(features, block)
@@ -352,7 +359,10 @@ def available_memory() -> float:
 
 
 def estimate_coreset_memory(count: int, dimensions: int, keep: int, mapped: bool = False) -> int:
-    """Bytes that `select_greedy` takes, with some to spare; the features (count, dimensions) are included unless they are `mapped`."""
+    """Bytes that `select_greedy` takes to choose `keep` of `count` features, with some to spare.
+
+    The features themselves, float32 (count, dimensions), are included unless they are `mapped` from a file.
+    """
     state = 72 * count  # norms, slack, bounds, choices seen; copies of the bounds and indices while points are brought up to date
     rows, pool = min(count, 4096), int(np.clip(count // 16, min(count, 1024), 32768))
     points = 4 * dimensions * (keep + 2 * rows + 2 * pool) + 24 * dimensions * min(count, 512)
@@ -406,7 +416,10 @@ def _placed(blocks: Iterable[np.ndarray], count: int, dimensions: int) -> Iterat
 
 # %% ../../nbs/models/31_coreset.ipynb #443416aa
 def covering_radius(features: np.ndarray, chosen: np.ndarray) -> float:
-    """The largest distance from any feature to its nearest chosen one: r(S) above. Exact, in blocks."""
+    """The largest Euclidean distance from any feature (M, C) to its nearest chosen one: r(S) of the k-centre problem, in float64.
+
+    chosen: int (k,), indices of features. Read in blocks, so that a memory map will do.
+    """
     centres = np.asarray(features[chosen], np.float64)
     norms, worst = (centres**2).sum(1), 0.0
     for part in _blocks(len(features), max(1, 10_000_000 // len(centres))):
@@ -446,8 +459,12 @@ def project_features(features: np.ndarray, dimensions: int, seed: int | np.rando
 
 def select_greedy_approximate(features: np.ndarray, keep: int, starts: int = 10, seed: int | np.random.Generator = 0, *,
                               device: str = "cpu") -> np.ndarray:
-    """Indices, int64 (keep,), as the original PatchCore code chooses them: greedily, but beginning with each point's mean distance to
-    `starts` random points, which are not chosen themselves. Ties go to the smallest index."""
+    """Indices, int64 (keep,), of a greedy coreset as the original PatchCore code chooses it, in the order of choice.
+
+    It begins with each point's mean distance to `starts` random points, which are not chosen themselves. Ties go to the smallest index.
+    features: (M, C), taken as float32. keep: how many, 1 to M. seed: draws the starts. device: see `select_greedy`.
+    Raises `ParameterError` for a number out of range or too little memory, `DataError` for features that are not finite.
+    """
     features = _checked(features, keep)
     if not 1 <= starts <= len(features):
         raise ParameterError(f"{starts} start points of {len(features)} features; choose at least 1 and at most all of them")

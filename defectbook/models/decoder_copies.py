@@ -46,7 +46,11 @@ FEW = 4096  # labelled pixels, up to which they are looked up one by one
 
 
 def label_loss(model: PromptModel, logits: Tensor, labels: Tensor) -> Tensor:
-    """`sparse_cross_entropy` of low-resolution logits (1, 1, 4h, 4w) against labels (H, W) of the image, at the image's own pixels."""
+    """`sparse_cross_entropy` of low-resolution logits (1, 1, 4h, 4w) against labels (H, W) of the image, at the image's own pixels.
+
+    model: whose logits they are; it says how they lie on the image. labels: whole numbers, 1 the object, 0 the background, below 0
+    unknown. Up to `FEW` labels only those pixels are interpolated. Raises `DataError` when no pixel has a label.
+    """
     known = labels >= 0
     if int(known.sum()) > FEW:
         return sparse_cross_entropy(model.masks(logits, labels.shape)[0, 0], labels)
@@ -61,7 +65,10 @@ SHARED = ("image_encoder", "prompt_encoder")
 
 
 class Answer(NamedTuple):
-    """One answer to one prompt. logits: (1, 1, 4h, 4w) with its graph; estimate: of its IoU; choice: which guess it was; version: of the weights."""
+    """One answer to one prompt, and the question. logits: (1, 1, 4h, 4w) with its graph; estimate: of its IoU; choice: which guess it was.
+
+    embedding, prompts: what was asked, so that it can be asked again. version: of the weights that answered.
+    """
 
     logits: Tensor
     estimate: float
@@ -73,7 +80,10 @@ class Answer(NamedTuple):
 
 @dataclass
 class Snapshot:
-    """The weights and optimiser state of a copy as they were."""
+    """The weights and optimiser state of a copy as they were.
+
+    tensors: by name, as `DecoderCopy.tensors`, but copies. version: of the weights, by which `restore` sees whether anything was written since.
+    """
 
     tensors: dict[str, Tensor]
     version: int

@@ -33,7 +33,9 @@ def window_weights(window: str = "gaussian", size: int = 11, sigma: float = 1.5)
 def filter_matrix(length: int, weights: np.ndarray, border: str = "reflect") -> np.ndarray:
     """The matrix that averages a row of `length` pixels over the window, float64 (outputs, length).
 
-    border: "reflect" mirrors the row at its ends (outputs = length); "valid" keeps only whole windows (outputs = length - size + 1).
+    weights: of the window, float (size,), see `window_weights`. border: "reflect" mirrors the row at its ends (outputs = length);
+    "valid" keeps only whole windows (outputs = length - size + 1). Raises `ParameterError` for another border, `DataError` where no
+    whole window fits.
     """
     if border not in ("reflect", "valid"):
         raise ParameterError(f"border {border!r}: valid values are reflect, valid")
@@ -72,6 +74,9 @@ class SsimLoss:
     """1 - SSIM to fixed references, for one image each, with gradient. Wang et al. 2004, equations 13 to 15.
 
     references: float (N, C, H, W), values in 0..1 times data_range. Computes in the references' type.
+    window, size, sigma: see `window_weights`. k1, k2: above 0; c1 = (k1 data_range)^2 and c2 steady the ratios of means and of variances.
+    border: "reflect" or "valid", see `filter_matrix`. Raises `ParameterError` for values out of range, `DataError` for images smaller
+    than a window under "valid".
     """
 
     def __init__(self, references: np.ndarray, window: str = "gaussian", size: int = 11, sigma: float = 1.5, k1: float = 0.01,
@@ -197,8 +202,9 @@ def ssim(images: np.ndarray, references: np.ndarray, *, border: str = "valid", *
 class Problem:
     """Equation 3 of PAEDID for a batch: F(L) = 1 - SSIM(L, priors) + weight * |images - L|_1, one value for each image.
 
-    weight: lambda, one number or (N,). norm: whether |.|_1 is the "sum" over pixels and channels, or their "mean".
-    Raises `ParameterError` for a weight that is not positive, `DataError` for bad images.
+    images, priors: float (N, H, W) or (N, H, W, C), in 0..1. weight: lambda, one number or (N,). norm: whether |.|_1 is the "sum" over
+    pixels and channels, or their "mean". window: options of `SsimLoss` by name, beside the references.
+    Raises `ParameterError` for a weight that is not positive and an unknown norm, `DataError` for bad images.
     """
 
     def __init__(self, images: np.ndarray, priors: np.ndarray, weight: float | np.ndarray, norm: str = "sum", **window: float | str):
@@ -300,10 +306,12 @@ def _as_given(stack: np.ndarray, images: np.ndarray) -> np.ndarray:
 # %% ../../nbs/models/38_decomposition.ipynb #acc020d5
 def decompose_adam(images: np.ndarray, priors: np.ndarray, weight: float | np.ndarray, iterations: int = 500, rate: float = 1e-2,
                    start: str | np.ndarray = "prior", norm: str = "sum", decay: bool = True, **window: float | str) -> Decomposition:
-    """Equation 3 the paper's way: Adam on L. Arguments as for `decompose_proximal`; `rate`: the learning rate.
+    """Equation 3 the paper's way: Adam on L for `iterations` steps, at least 1, with learning rate `rate`.
 
+    images, priors: float (N, H, W) or (N, H, W, C), in 0..1. weight, norm, window: see `Problem`. start: see `Problem.start`.
     decay: let the rate fall to a hundredth along a cosine. The best iterate is returned; nothing tells when Adam has
     converged, so `converged` is False and the residual says how far it got.
+    Raises `ParameterError` for values out of range, `DataError` for bad images.
     """
     import torch
 
@@ -339,7 +347,10 @@ def decompose_adam(images: np.ndarray, priors: np.ndarray, weight: float | np.nd
 
 
 class SsimLossTorch:
-    """The value of a `SsimLoss` in torch, for autograd. dtype: a torch type, by default float64. device: of torch."""
+    """The value of a `SsimLoss` in torch, for autograd: called with images (N, C, H, W) it gives (N,).
+
+    loss: whose references, window and constants are taken over. dtype: a torch type, by default float64. device: of torch.
+    """
 
     # noqa below: torch is imported where it is used
     def __init__(self, loss: SsimLoss, dtype: "torch.dtype | None" = None, device: "torch.device | str" = "cpu"):  # noqa: F821
@@ -361,12 +372,13 @@ def decompose_proximal(images: np.ndarray, priors: np.ndarray, weight: float | n
                     start: str | np.ndarray = "best", norm: str = "sum", **window: float | str) -> Decomposition:
     """Equation 3 of PAEDID by proximal gradients: a stationary point no higher than its start.
 
-    images, priors: float (N, H, W) or (N, H, W, C), values in 0..1. weight, norm: lambda, see `Problem`.
+    images, priors: float (N, H, W) or (N, H, W, C), values in 0..1. weight, norm: lambda, see `Problem`; window: options of `SsimLoss`.
     tolerance: ends an image when the residual of `Decomposition` is no larger. iterations: steps at most, one gradient each (and one at
     the start). start: see `Problem.start`; or "warm": the lower of "best" and of ten rough steps from there with a larger weight.
     Each image is solved by itself: in float32 as far as that goes, and on from there in float64 where the tolerance asks for more.
     The momentum that gave the function its name has made room for step lengths that follow the curvature (Wright, Nowak and
     Figueiredo 2009).
+    Raises `ParameterError` for values out of range, `DataError` for bad images.
     Warns, with the residual, when images have not converged; the last (and best) iterate is returned.
     """
     if not tolerance > 0 or iterations < 1:

@@ -37,7 +37,11 @@ class WorkingImages:
 
 
 def read_working(samples: Sequence[Sample], side: int, channels: str = "grey", description: str = "reading") -> WorkingImages:
-    """The samples' images, area-averaged to `side` x `side`. Raises `ParameterError` for unknown channels or a side below 8 px."""
+    """The samples' images, area-averaged to `side` x `side` px, each with its own size.
+
+    channels: "grey", the mean of R, G and B, or "rgb". description: of the progress bar.
+    Raises `ParameterError` for unknown channels or a side below 8 px.
+    """
     if channels not in CHANNELS:
         raise ParameterError(unknown("channels", channels, CHANNELS))
     if side < 8:
@@ -53,7 +57,10 @@ def read_working(samples: Sequence[Sample], side: int, channels: str = "grey", d
 
 
 def top_mean(anomaly_map: np.ndarray, share: float = 0.01) -> float:
-    """The mean of the largest `share` of a map's pixels, at least one: an image score that one noisy pixel does not decide."""
+    """The mean of the largest `share` of a map's pixels, at least one: an image score that one noisy pixel does not decide.
+
+    anomaly_map: float (H, W), larger is more anomalous. share: above 0, at most 1.
+    """
     count = max(1, int(share * anomaly_map.size))
     return float(np.partition(anomaly_map, -count, axis=None)[-count:].mean())
 

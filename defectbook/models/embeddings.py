@@ -24,8 +24,10 @@ from .sam import Embedding, PromptModel
 class EmbeddingCache:
     """Embeddings by image content and weights, in memory or in a folder, the least recently used ones dropped beyond `limit_mb`.
 
-    half: keep float16 (half the space, three digits); else what comes back is what was computed, to the bit. batch: images that are
-    embedded together; more than one is faster on a GPU, and the last digits may then depend on which images came together.
+    model: its image encoder computes what is not known, and has to be in evaluation mode. folder: None keeps them in memory. half: keep
+    float16 (half the space, three digits); else what comes back is what was computed, to the bit. batch: images that are embedded
+    together; more than one is faster on a GPU, and the last digits may then depend on which images came together.
+    Raises `ParameterError` for a limit or batch that is not positive, `StoreError` for a folder that cannot be made.
     """
 
     def __init__(self, model: PromptModel, folder: Path | str | None = None, limit_mb: float = 512, half: bool = False, batch: int = 1):

@@ -158,7 +158,8 @@ def embed_patches(grids: Sequence[Tensor], pool: int = 3, grid: str = "finest", 
 def pool_flattened(grid: Tensor, pool: int, dimensions: int) -> Tensor:
     """(N, C, h, w) -> (N, dimensions, h, w): the C*p*p values in each window, channel by channel, averaged in equal stretches.
 
-    Stretch i of D covers the values floor(i C p p / D) up to, not including, ceil((i + 1) C p p / D).
+    grid: features of one layer. pool: p, odd; beyond the border there are zeros. Stretch i of D = `dimensions` covers the values
+    floor(i C p p / D) up to, not including, ceil((i + 1) C p p / D).
     """
     windows = F.unfold(grid, pool, padding=pool // 2).transpose(1, 2)  # (N, h*w, C*p*p), zeros beyond the border
     return F.adaptive_avg_pool1d(windows, dimensions).transpose(1, 2).reshape(len(grid), dimensions, *grid.shape[-2:])
@@ -176,8 +177,9 @@ def stream_embeddings(backbone: Backbone, samples: Sequence[Sample], image_size:
                       grid: str = "finest", pooling: str = "channel", dimensions: int = 1024, description: str = "embedding") -> Iterator[Embedded]:
     """Yield the samples' patch embeddings batch by batch; each image is read once, when its turn comes.
 
-    Images are resized to a square of `image_size` px. pool, grid, pooling, dimensions: see `embed_patches`. Raises `DataError`
-    naming an image that is smaller than the backbone's stride, or gives NaN or infinite features.
+    Images are resized to a square of `image_size` px. pool, grid, pooling, dimensions: see `embed_patches`, also for what they raise.
+    description: of the progress bar. Raises `DataError` naming an image that is smaller than the backbone's stride, or gives NaN or
+    infinite features.
     """
     starts = range(0, len(samples), batch_size)
     for start in progress(starts, description, total=len(starts)):

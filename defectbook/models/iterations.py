@@ -33,7 +33,10 @@ def as_inputs(images: np.ndarray, device: str) -> Tensor:
 
 
 def step_loss(network: nn.Module, loss: Loss, images: np.ndarray, masks: np.ndarray, device: str) -> Tensor:
-    """The loss of one batch, images uint8 (N, H, W, C) and class indices (N, H, W): a scalar with its graph."""
+    """The loss of one batch, images uint8 (N, H, W, C) and class indices (N, H, W): a scalar with its graph.
+
+    network: images (N, C, H, W) in 0..1 to logits. loss: a `Loss` of `models.losses` that takes logits.
+    """
     with torch.autocast("cuda", torch.bfloat16, enabled=device.startswith("cuda")):
         logits = network(as_inputs(images, device))
     return loss.function(logits.float(), torch.from_numpy(masks).to(device))
@@ -58,7 +61,10 @@ def check_architecture(network: nn.Module, folder: Path) -> None:
 # %% ../../nbs/models/36c_iterations.ipynb #4117ce3f
 @torch.no_grad()
 def settle_statistics(network: nn.Module, batches: Iterable[Batch], count: int, device: str = "cpu") -> None:
-    """Replace the running means and variances of all batch normalisations by their plain averages over the first `count` batches."""
+    """Replace the running means and variances of all batch normalisations of `network` by their plain averages over the first `count` batches.
+
+    batches: pairs (images uint8 (N, H, W, C), masks), the masks unread. The network is left in training mode.
+    """
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -77,7 +83,10 @@ def _copy(network: nn.Module) -> State:
 
 # %% ../../nbs/models/36c_iterations.ipynb #816fb1b8
 class Trained(NamedTuple):
-    """What a training leaves: the weights at the kept iterations, the mean loss of each round, and seconds spent on loading and on steps."""
+    """What a training leaves. kept: the weights, on the CPU, by iteration. losses: the mean loss of each round.
+
+    seconds: what was spent on "loading" batches and on "steps".
+    """
 
     kept: dict[int, State]
     losses: list[float]
@@ -90,9 +99,11 @@ def train_iterations(network: nn.Module, batches: Callable[[int], Iterable[Batch
     """Train `network` by AdamW for `iterations` steps in rounds of `refresh`; it is left in evaluation mode with its last weights.
 
     batches(round): the round's `refresh` batches, images uint8 (N, H, W, C) and class indices uint8 (N, H, W); the same each time it is asked.
-    keep: iterations whose weights are returned, multiples of `refresh`; the last one always is. settle: batches over which these get new
-    statistics (`settle_statistics`), 0 for the running ones. folder: where a killed training goes on. identity: what decides the data and
-    the loss (JSON). Raises `ParameterError`; `DataError` for a loss that is not finite or a round too short; `WeightsError` when the folder
+    loss: of `models.losses`, one that takes logits. keep: iterations whose weights are returned, multiples of `refresh`; the last one
+    always is. settle: batches over which these get new statistics (`settle_statistics`), 0 for the running ones. rate, weight_decay: of
+    AdamW, the same in all steps; above 0, and 0 or more. folder: where a killed training goes on. identity: what decides the data and
+    the loss (JSON).
+    Raises `ParameterError`; `DataError` for a loss that is not finite or a round too short; `WeightsError` when the folder
     holds another network's training, or one of other data or parameters.
     """
     device, keep = resolve_device(device), sorted({*keep, iterations})

@@ -22,7 +22,10 @@ from ..core import ParameterError, unknown
 
 # %% ../../nbs/models/36_losses.ipynb #5e5681a7
 def class_logits(logits: Tensor) -> Tensor:
-    """Logits (N, C, ...) with C >= 2: one channel z becomes the pair (0, z), whose softmax is 1 - sigmoid(z) and sigmoid(z)."""
+    """Logits (N, C, ...) with C >= 2: one channel z becomes the pair (0, z), whose softmax is 1 - sigmoid(z) and sigmoid(z).
+
+    logits: (N, C, ...), C >= 1; those of two channels and more pass unchanged.
+    """
     return torch.cat([torch.zeros_like(logits), logits], dim=1) if logits.shape[1] == 1 else logits
 
 
@@ -42,13 +45,13 @@ def check_targets(logits: Tensor, targets: Tensor, valid: Tensor | None) -> Tens
 
 
 def check_valid(valid: Tensor, like: Tensor) -> None:
-    """Raise `ParameterError` unless the mask of pixels that count has the shape of `like`."""
+    """Raise `ParameterError` unless `valid`, the mask of pixels that count, has the shape of `like`."""
     if valid.shape != like.shape:
         raise ParameterError(f"valid of shape {tuple(valid.shape)} for targets of shape {tuple(like.shape)}; give one value for each pixel")
 
 # %% ../../nbs/models/36_losses.ipynb #0c988396
 def quiet(logits: Tensor, valid: Tensor | None) -> Tensor:
-    """Logits (N, C, ...) with zeros, through which no gradient flows, where `valid` (N, ...) is false."""
+    """`logits` (N, C, ...) with zeros, through which no gradient flows, where `valid` (N, ...) is zero; valid None changes nothing."""
     return logits if valid is None else torch.where(valid.bool().unsqueeze(1), logits, torch.zeros_like(logits))
 
 
@@ -61,7 +64,11 @@ def average_over(values: Tensor, counts: Tensor | None) -> Tensor:
 
 
 def class_weights(weights: Sequence[float] | Tensor | None, logits: Tensor) -> Tensor:
-    """One weight a class, (C,), of the logits' type; ones for None. Raises `ParameterError` for a wrong number or a negative one."""
+    """One weight a class, (C,), of the type of `logits` (N, C, ...), where one channel counts as two classes.
+
+    weights: C finite numbers of 0 or more, background first; None makes ones. Raises `ParameterError` for another number of them, a
+    negative one, or one that is not finite.
+    """
     classes = max(2, logits.shape[1])
     values = torch.ones(classes) if weights is None else torch.as_tensor(weights)
     if values.shape != (classes,) or not bool((values >= 0).all()) or not bool(torch.isfinite(values).all()):
@@ -73,7 +80,11 @@ AVERAGES = ("weights", "pixels")
 
 
 def weigh(values: Tensor, targets: Tensor, weights: Tensor, valid: Tensor | None, average: str) -> Tensor:
-    """The average of `values` (N, ...), each weighted by its class and counted where `valid`, over the weights or over the pixels."""
+    """The average of `values` (N, ...), each weighted by its class and counted where `valid`: a scalar.
+
+    targets: int64 (N, ...), the class of each value. weights: (C,), one a class. valid: (N, ...), or None to count all. average: what the
+    sum is divided by, "weights" (those that count) or "pixels" (their number). Raises `ParameterError` for another average.
+    """
     if average not in AVERAGES:
         raise ParameterError(unknown("average", average, AVERAGES))
     counts = torch.ones_like(values) if valid is None else valid.to(values)
@@ -85,8 +96,9 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, weights: Sequence[float] |
                   average: str = "weights") -> Tensor:
     """Cross-entropy of logits (N, C, ...) with class indices (N, ...); C = 1 is the binary case. Returns a scalar.
 
-    weights: one a class, background first (two of them when C = 1). valid: (N, ...), nonzero where a pixel counts.
-    average: "weights" divides by the sum of the weights of the pixels, as torch does; "pixels" by their number (FOIL, eq. 3.7).
+    targets: whole numbers, 0 the background. weights: one a class, background first (two of them when C = 1), None for ones.
+    valid: (N, ...), nonzero where a pixel counts; None counts all. average: "weights" divides by the sum of the weights of the pixels, as
+    torch does; "pixels" by their number (FOIL, eq. 3.7). Raises `ParameterError` for shapes, classes, weights or an average that do not fit.
     """
     targets = check_targets(logits, targets, valid)
     scores = class_logits(quiet(logits, valid))
@@ -96,7 +108,11 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, weights: Sequence[float] |
 
 def weighted_cross_entropy(logits: Tensor, targets: Tensor, *, weights: Sequence[float] | Tensor, valid: Tensor | None = None,
                            average: str = "weights") -> Tensor:
-    """`cross_entropy` that insists on class weights."""
+    """`cross_entropy` that insists on class weights: FOIL's wCE (eq. 3.7) with average="pixels".
+
+    logits, targets, valid, average: as there. weights: one a class, background first. Raises `ParameterError` when they are None, and
+    what `cross_entropy` raises.
+    """
     if weights is None:
         raise ParameterError("weighted cross-entropy without weights; give one a class (inverse frequencies, for example), or use 'ce'")
     return cross_entropy(logits, targets, weights=weights, valid=valid, average=average)
@@ -106,7 +122,8 @@ def focal(logits: Tensor, targets: Tensor, *, gamma: float = 2.0, weights: Seque
           valid: Tensor | None = None, average: str = "pixels") -> Tensor:
     """Focal loss (Lin et al. 2017; FOIL, eq. 3.8) of logits (N, C, ...) with class indices (N, ...); C = 1 is the binary case.
 
-    gamma: the focus, 0 or above. weights, valid, average: as in `cross_entropy`; FOIL's standard weights are (0.25, 0.75).
+    gamma: the focus, 0 or above. targets, weights, valid, average: as in `cross_entropy`; FOIL's standard weights are (0.25, 0.75).
+    Returns a scalar. Raises `ParameterError` for a negative gamma, and what `cross_entropy` raises.
     """
     if not gamma >= 0:
         raise ParameterError(f"gamma={gamma} must be 0 or above; 2 is the usual choice")
@@ -117,7 +134,7 @@ def focal(logits: Tensor, targets: Tensor, *, gamma: float = 2.0, weights: Seque
 
 # %% ../../nbs/models/36_losses.ipynb #e90236d1
 def one_hot(targets: Tensor, classes: int) -> Tensor:
-    """Class indices (N, ...) as ones and zeros (N, classes, ...), uint8."""
+    """Class indices `targets`, int (N, ...), as ones and zeros (N, classes, ...), uint8; an index that is no class gives zeros only."""
     return (targets.unsqueeze(1) == torch.arange(classes, device=targets.device).view(1, -1, *[1] * (targets.ndim - 1))).to(torch.uint8)
 
 
@@ -156,8 +173,10 @@ def soft_dice(logits: Tensor, targets: Tensor, *, weights: Sequence[float] | Ten
               smooth: float = 1.0, background: bool = False, absent: str = "count", each: str = "batch") -> Tensor:
     """1 - soft Dice of softmax(logits) (N, C, ...) with class indices (N, ...), averaged over classes; C = 1 is the binary case.
 
-    weights: one a class, of the average. smooth: s, added above and below, in pixels. background: whether class 0 takes part.
-    absent: "count" or "skip" classes of which the truth holds no pixel. each: sums over the whole "batch", or for each "image".
+    targets: whole numbers, 0 the background. weights: one a class, of the average; None for equal ones. valid: (N, ...), nonzero where a
+    pixel counts. smooth: s, added above and below, in pixels, above 0. background: whether class 0 takes part. absent: "count" or "skip"
+    classes of which the truth holds no pixel. each: sums over the whole "batch", or for each "image".
+    Returns a scalar in 0..1, 0 where no class takes part. Raises `ParameterError` for shapes, classes or options that do not fit.
     """
     if absent not in ABSENT or each not in ("batch", "image"):
         raise ParameterError(unknown("absent", absent, ABSENT) if absent not in ABSENT else unknown("each", each, ("batch", "image")))
@@ -180,7 +199,10 @@ def soft_dice(logits: Tensor, targets: Tensor, *, weights: Sequence[float] | Ten
 
 # %% ../../nbs/models/36_losses.ipynb #f72bcff2
 def slopes(errors: Tensor, valid: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
-    """Differences of errors (N, H, W) down and to the right, each with where both of its ends count."""
+    """Differences of errors (N, H, W) down, (N, H - 1, W), and to the right, (N, H, W - 1), each with where both of its ends count.
+
+    valid: bool (N, H, W); a difference that does not count is 0. None counts all, and gives None beside each.
+    """
     pairs = [(errors[:, 1:] - errors[:, :-1], None if valid is None else valid[:, 1:] & valid[:, :-1]),
              (errors[:, :, 1:] - errors[:, :, :-1], None if valid is None else valid[:, :, 1:] & valid[:, :, :-1])]
     return [(d if v is None else torch.where(v, d, torch.zeros_like(d)), v) for d, v in pairs]
@@ -214,7 +236,8 @@ def regression(predictions: Tensor, targets: Tensor, *, valid: Tensor | None = N
 def regression_norm(predictions: Tensor, targets: Tensor, *, valid: Tensor | None = None) -> Tensor:
     """PNI's refinement loss as printed (eqs. 10, 11): Euclidean norms over an image, divided by its pixels, averaged over images.
 
-    Arguments as in `regression`; HW counts the valid pixels of each image.
+    predictions, targets, valid: as in `regression`; HW counts the valid pixels of each image. Returns a scalar.
+    Raises `ParameterError` for shapes that do not belong together.
     """
     errors, valid = map_errors(predictions, targets, valid)
     pixels = errors[0].numel() if valid is None else valid.sum((1, 2)).clamp_min(1)
@@ -223,7 +246,10 @@ def regression_norm(predictions: Tensor, targets: Tensor, *, valid: Tensor | Non
 
 # %% ../../nbs/models/36_losses.ipynb #7ce35e7a
 class Loss(NamedTuple):
-    """A loss function (predictions, targets, *, valid=None, options) -> scalar, and what its predictions are: "logits" or "values"."""
+    """A loss and what it reads. function: (predictions, targets, *, valid=None, options) -> scalar.
+
+    takes: what its predictions are, "logits" (N, C, ...) or "values" (N, H, W).
+    """
 
     function: Callable[..., Tensor]
     takes: str

@@ -16,9 +16,10 @@ from .coreset import centred_norms, square_distances
 
 # %% ../../nbs/models/32_memory.ipynb #cbfe14e4
 def smallest(matrix: np.ndarray, keep: int, groups: int = 16) -> np.ndarray:
-    """Columns, int64 (n, keep), of the smallest entries of each row, in no order.
+    """Columns, int64 (n, keep), of the smallest entries of each row of `matrix` (n, m), in no order.
 
-    Entries are grouped first: those sought lie in the `keep` groups with the smallest minima, and one pass finds the minima.
+    keep: 1 to m. Entries are grouped first, into `groups` stretches of a row: those sought lie in the `keep` groups with the smallest
+    minima, and one pass finds the minima.
     """
     width = matrix.shape[1] // groups
     if width <= 4 * keep:
@@ -84,7 +85,7 @@ class QuickSearch:
 
 # %% ../../nbs/models/32_memory.ipynb #a640d1cf
 def find_copies(features: np.ndarray) -> np.ndarray:
-    """int64 (M,): for each row the smallest index of a row with the same bits."""
+    """int64 (M,): for each row of `features` (M, C), taken as float32, the smallest index of a row with the same bits."""
     rows = np.ascontiguousarray(features, np.float32).view(np.uint32)
     weights = generator(0, "hash").integers(0, 2**63, rows.shape[1], np.uint64) * np.uint64(2) + np.uint64(1)
     hashes = np.concatenate([(rows[first:first + 8192] * weights).sum(axis=1) for first in range(0, len(rows), 8192)])  # modulo 2^64

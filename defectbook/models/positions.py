@@ -130,6 +130,7 @@ def _filled(vectors: np.ndarray, blocks: Iterable[np.ndarray]) -> np.ndarray:
 def replace_foreign(maps: np.ndarray, matched: np.ndarray, distances: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
     """(M'' (b, h, w, c), which patches were replaced, bool (b, h, w)): the share `alpha` of an image's patches with the largest distance.
 
+    maps: latent maps (b, h, w, c). matched: M', normal vectors for them, and distances (b, h, w), as `PositionMemory.retrieve` finds them.
     alpha: in (0, 1]; 1 replaces all, which is M'. Raises `ParameterError` outside that range.
     """
     if not 0 < alpha <= 1:

@@ -30,7 +30,8 @@ from .training import seeded_torch
 def ssim_loss(network: nn.Module, images: Tensor) -> Tensor:
     """1 - SSIM of the reconstruction, mean over images (Bergmann et al. 2018), with a Gaussian window of 11 px; borders are mirrored.
 
-    The square of what leaves 0..1 is added: SSIM alone calls a negative image perfect, its mean and its structure both having changed sign.
+    network: from images (N, C, side, side) in 0..1 to such images. The square of what leaves 0..1 is added: SSIM alone calls a negative
+    image perfect, its mean and its structure both having changed sign. Returns a scalar with its graph.
     """
     references = SsimLoss(np.ascontiguousarray(images.detach().float().cpu().numpy()))
     rebuilt = network(images).float().contiguous()
@@ -133,7 +134,11 @@ class AutoencoderPrior:
 
 
 class MemAEPrior(AutoencoderPrior):
-    """MemAE as a prior. items: in its memory. shrink: the threshold of the weights, None is 1 / items. entropy: its share in the loss."""
+    """MemAE as a prior. items: in its memory. shrink: the threshold of the weights, None is 1 / items. entropy: its share in the loss.
+
+    encoder: as for `AutoencoderPrior`. training: the other options of `AutoencoderPrior` by name; the loss is MemAE's own.
+    Raises `ParameterError` for another loss, and for what `AutoencoderPrior` and `ItemMemory` refuse.
+    """
 
     def __init__(self, encoder: str | Sequence[int] = "cells", items: int = 500, shrink: float | None = None, entropy: float = 2e-4, **training: Any):
         self.own = {"items": items, "shrink": shrink, "entropy": entropy}
@@ -163,7 +168,9 @@ class Retrieval:
 class PatchPrior(AutoencoderPrior):
     """PAEDID's patch autoencoder (PAE): an autoencoder whose most foreign latent vectors give way to normal ones of the same position.
 
-    alpha: the share of patches that is replaced: 0.03 in the paper, 1 is D(M'). limit_mb: of the memory before it goes to a file.
+    encoder: as for `AutoencoderPrior`. alpha: the share of patches that is replaced: 0.03 in the paper, 1 is D(M'). limit_mb: of the memory
+    before it goes to a file, None is half of what is free. training: the other options of `AutoencoderPrior` by name.
+    Raises `ParameterError` for an alpha outside (0, 1], and for what `AutoencoderPrior` refuses.
     """
 
     def __init__(self, encoder: str | Sequence[int] = "cells", alpha: float = 0.03, limit_mb: float | None = None, **training: Any):
@@ -240,7 +247,8 @@ class PriorDetector:
     """A detector on a prior: its map is what `compare` makes of an image and its prior.
 
     prior: any object with `reconstruct(images) -> images`, float32 (N, side, side[, 3]) in 0..1; one with `fit(images, checkpoint)` is
-    fitted first unless it says `is_fitted`. image_size: the working side in px. channels: "grey" or "rgb".
+    fitted first unless it says `is_fitted`. image_size: the working side in px. channels: "grey" or "rgb". own: what a subclass adds to
+    `parameters`. Raises `ParameterError` for a prior without reconstruct, unknown channels, a side below 8 px, or a batch below 1.
     """
 
     version = "1"

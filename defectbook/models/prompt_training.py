@@ -58,7 +58,8 @@ Picker = Callable[[np.ndarray, np.ndarray, Sequence[Click]], Click | None]
 class Game:
     """Objects of square pictures that are pointed at, click by click, all at once.
 
-    rows: which picture of `embedding` each object lies on. truths: uint8 (B, S, S). boxes: (B, 4), rows of NaN where there is none, or None.
+    model: answers the clicks. embedding: its embedding of the pictures. rows: which of them each object lies on, int (B,).
+    truths: uint8 (B, S, S), 1 is the object. boxes: (B, 4), rows of NaN where there is none, or None.
     """
 
     def __init__(self, model: PromptModel, embedding: Embedding, rows: Tensor, truths: np.ndarray, boxes: Tensor | None = None):
@@ -91,14 +92,20 @@ class Game:
 
 # %% ../../nbs/models/35d_prompt_training.ipynb #47386691
 def best_click(truth: np.ndarray, answer: np.ndarray, earlier: Sequence[Click]) -> Click | None:
-    """The deepest point of the largest error: the click of every test."""
+    """The deepest point of the largest error: the click of every test. None when no pixel is wrong.
+
+    truth, answer: bool or whole numbers (H, W), 0 is not the object. earlier: the clicks so far, whose pixels are not clicked again.
+    Raises `DataError` for masks of different shapes or of type float.
+    """
     return next_click(truth, answer, earlier)
 
 
 @torch.no_grad()
 def click_traces(model: PromptModel, scenes: Sequence[Scene], clicks: int = 10, description: str = "clicking") -> np.ndarray:
-    """IoU after each click, float64 (objects, clicks), for all objects of the scenes, at the scenes' own size. An object that is right to the
-    pixel is clicked no more and keeps its answer.
+    """IoU after each click, float64 (objects, clicks) in 0..1, for all objects of the scenes, at the scenes' own size.
+
+    model: used in the mode it is in. clicks: on each object. description: of the progress bar. An object that is
+    right to the pixel is clicked no more and keeps its answer. Raises `ParameterError` for no scenes or no clicks.
     """
     if not len(scenes) or clicks < 1:
         raise ParameterError(f"{len(scenes)} scenes, {clicks} clicks: give at least one of each")
@@ -118,9 +125,12 @@ def click_traces(model: PromptModel, scenes: Sequence[Scene], clicks: int = 10, 
 # %% ../../nbs/models/35d_prompt_training.ipynb #31ef2bb8
 @dataclass(frozen=True)
 class Lessons:
-    """What decides a training. rounds of `steps` steps, each kept; side: of the scenes in px. learning_rate: of all but the encoder's blocks,
+    """What decides a training: `rounds` of `steps` steps, each round kept; a step sees `scenes` pictures of `side` px.
+
+    objects: of a scene, at most. clicks: on each object, at most; every game draws how many. learning_rate: of all but the encoder's blocks,
     which learn at `encoder_rate` times that. decay: the share of all steps over which the rate falls. box_share: of objects that get a box.
-    first: the number of the first scene, so that a second training sees others. half: compute in bfloat16 where sums allow it.
+    held_out: scenes, of another stream, that each round is measured on. first: the number of the first scene, so that a second training
+    sees others. half: compute in bfloat16 where sums allow it. Raises `ParameterError` for values out of range.
     """
 
     rounds: int = 20
@@ -153,7 +163,11 @@ class Lessons:
 
 
 class SceneStream(torch.utils.data.Dataset):
-    """Scenes `first`, `first` + 1, ... of the training stream, each with at most `objects` of its objects, for a torch loader."""
+    """Scenes `first`, `first` + 1, ... of the training stream, `count` of them, each with at most `lessons.objects` of its objects.
+
+    For a torch loader: item i is (image uint8 (S, S, 3), masks uint8 (n, S, S)), the same for the same lessons. lessons: its seed and side
+    decide the scenes.
+    """
 
     def __init__(self, lessons: Lessons, first: int, count: int):
         self.lessons, self.first, self.count = lessons, first, count
@@ -169,7 +183,10 @@ class SceneStream(torch.utils.data.Dataset):
 
 
 def loose_boxes(truths: np.ndarray, where: np.ndarray, rng: np.random.Generator) -> Tensor:
-    """float32 (B, 4): boxes (x0, y0, x1, y1) around the objects, each side off by up to a tenth; NaN where `where` (B,) is false."""
+    """float32 (B, 4): boxes (x0, y0, x1, y1) around the objects, each side off by up to a tenth; NaN where `where` (B,) is false.
+
+    truths: uint8 (B, S, S), nonzero is the object. A tenth is of the box's width or height; corners stay inside of the picture.
+    """
     boxes = np.full((len(truths), 4), np.nan, np.float32)
     for row in np.flatnonzero(where):
         x, y, w, h = cv2.boundingRect(truths[row])
@@ -180,7 +197,10 @@ def loose_boxes(truths: np.ndarray, where: np.ndarray, rng: np.random.Generator)
 # %% ../../nbs/models/35d_prompt_training.ipynb #b5bd0a2f
 def step_loss(model: PromptModel, batch: Sequence[tuple[np.ndarray, np.ndarray]], lessons: Lessons,
               rng: np.random.Generator) -> tuple[Tensor, float, float]:
-    """(loss, mean IoU after the first click, after the last) of one game on a batch of (image, masks)."""
+    """(loss with its graph, mean IoU after the first click, after the last) of one game of `model` on a batch of (image, masks).
+
+    batch: images uint8 (S, S, 3) with masks uint8 (n, S, S). lessons: how many clicks at most, the share of boxes, and `half`.
+    """
     truths = np.concatenate([masks for _, masks in batch])
     rows = torch.tensor([row for row, (_, masks) in enumerate(batch) for _ in masks])
     boxed = rng.random(len(truths)) < lessons.box_share

@@ -62,9 +62,11 @@ def _present_timm() -> Iterator[None]:
 # %% ../../nbs/models/35_sam.ipynb #a13a94ec
 def build_encoder(side: int = 1024, width: int = 768, depth: int = 12, heads: int = 12, whole: Sequence[int] = (2, 5, 8, 11),
                   channels: int = 256) -> nn.Module:
-    """SAM's image encoder with random weights: a ViT on patches of 16 px, by default ViT-B's. whole: blocks that attend to the whole image.
+    """SAM's image encoder with random weights: a ViT on patches of 16 px, by default ViT-B's.
 
-    Frames (N, 3, side, side) become embeddings (N, channels, side / 16, side / 16).
+    side: of the frames in px. width: channels of a token. depth: how many blocks. heads: of attention in each. whole: numbers of the blocks
+    that attend to the whole image, the others to windows of 14 x 14 tokens. channels: of the embedding.
+    Frames (N, 3, side, side) become embeddings (N, channels, side / 16, side / 16). Raises `ParameterError` without segment-anything.
     """
     from functools import partial
 
@@ -77,7 +79,8 @@ def build_prompt_parts(channels: int = 256, grid: int = 64, side: int = 1024, hi
                        activation: type[nn.Module] = nn.GELU) -> tuple[nn.Module, nn.Module]:
     """SAM's prompt encoder and mask decoder with random weights, for embeddings (channels, grid, grid) of frames of `side` px.
 
-    hidden: the width of the MLPs in the decoder's two layers. activation: of all other layers. channels: a multiple of 8, the number of heads.
+    hidden: the width of the MLPs in the decoder's two layers. activation: of all other layers. channels: a multiple of 16, since eight heads
+    share half of them.
     """
     modeling = sam_package().modeling
     prompt_encoder = modeling.PromptEncoder(embed_dim=channels, image_embedding_size=(grid, grid), input_image_size=(side, side), mask_in_chans=16,
@@ -89,7 +92,7 @@ def build_prompt_parts(channels: int = 256, grid: int = 64, side: int = 1024, hi
 
 
 def parameter_count(module: nn.Module) -> int:
-    """The number of parameters, frozen or not; buffers do not count."""
+    """The number of parameters of `module`, frozen or not; buffers do not count."""
     return sum(p.numel() for p in module.parameters())
 
 # %% ../../nbs/models/35_sam.ipynb #6728b184
@@ -179,7 +182,8 @@ class Embedding(NamedTuple):
 class PromptModel(nn.Module):
     """A promptable segmenter of SAM's three parts, called directly: batched over images and prompts, with gradients where wanted.
 
-    side: of the square frame in px. mean, std: of the frame's colours, 0 to 255. The names of the parts are those of the official checkpoints.
+    image_encoder, prompt_encoder, mask_decoder: the parts, under the names of the official checkpoints. name: of the model in messages and
+    fingerprints. side: of the square frame in px. mean, std: of the frame's colours, 0 to 255.
     A subclass may override `encode` (skips), `draw` (the mask prompt), `upscale` and `predict`.
     """
 
@@ -339,13 +343,19 @@ class PromptModel(nn.Module):
 
 
 def weigh(networks: nn.ModuleList, tokens: Tensor, upscaled: Tensor) -> Tensor:
-    """Masks (B, M, H, W) as sums of channels (B, C, H, W), weighted by what network m makes of token m, (B, M, C')."""
+    """Masks (B, M, H, W) as sums of channels, weighted by what network m makes of token m.
+
+    networks: M of them, from C' to C channels. tokens: (B, M, C'). upscaled: the channels, (B, C, H, W).
+    """
     weights = torch.stack([network(tokens[:, index]) for index, network in enumerate(networks)], 1)
     return (weights @ upscaled.flatten(2)).unflatten(2, upscaled.shape[-2:])
 
 
 def weights_hash(state: dict[str, Tensor]) -> str:
-    """The first 16 hexadecimal digits of the sha256 of names and values, in the order of the names."""
+    """The first 16 hexadecimal digits of the sha256 of names and values, in the order of the names.
+
+    state: tensors by name, as `state_dict` gives them; shapes and types count too, the device does not.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
@@ -354,7 +364,10 @@ def weights_hash(state: dict[str, Tensor]) -> str:
 
 
 def pick_best(logits: Tensor, iou: Tensor) -> tuple[Tensor, Tensor]:
-    """Of several guesses (B, M, H, W) the one with the largest estimated IoU (B, M), as (B, 1, H, W) and (B, 1)."""
+    """Of several guesses the one with the largest estimated IoU, as (B, 1, H, W), and that estimate (B, 1); the first of equals.
+
+    logits: the guesses, (B, M, H, W). iou: their estimates, (B, M).
+    """
     best = iou.argmax(1)
     index = torch.arange(len(best), device=best.device)
     return logits[index, best][:, None], iou[index, best][:, None]
@@ -370,7 +383,11 @@ def _check_inside(points: Tensor, kinds: Tensor, shape: Tensor, what: str) -> No
 
 # %% ../../nbs/models/35_sam.ipynb #ad9d310b
 def toy_sam(side: int = 128, width: int = 32, depth: int = 2, channels: int = 64, seed: int = 0) -> PromptModel:
-    """SAM's official parts at toy size with random weights: for tests and for looking at shapes, not for masks."""
+    """SAM's official parts at toy size with random weights: for tests and for looking at shapes, not for masks.
+
+    side: of the frame in px, a multiple of 16. width: channels of an encoder's token, even. depth: blocks, of which the last attends to the
+    whole image. channels: of the embedding, a multiple of 16. seed: of the weights.
+    """
     with seeded_torch(seed, "toy_sam"):
         parts = (build_encoder(side, width, depth, 2, (depth - 1,), channels), *build_prompt_parts(channels, side // 16, side, 2 * channels))
         model = PromptModel(*parts, name="toy", side=side)
@@ -395,7 +412,11 @@ class HQPromptModel(PromptModel):
 
 # %% ../../nbs/models/35_sam.ipynb #43c6bbf9
 class Official(NamedTuple):
-    """A published model: the package and the name in it that build it, the manifest's entry, and an environment variable for its file."""
+    """A published model.
+
+    package: what builds it, by the name `build` in its registry. weights: the file's entry in the
+    manifest, which also makes the name of its environment variable. model: the `PromptModel` that its parts go into.
+    """
 
     package: str
     build: str
@@ -460,7 +481,10 @@ def _register(name: str, module: str) -> None:
 
 # %% ../../nbs/models/35_sam.ipynb #df3a8dea
 def build_sam(name: str, empty: bool = False) -> PromptModel:
-    """A published model with random weights, or `empty`: without any until they are loaded (no memory, no time). Raises `ParameterError`."""
+    """A published model with random weights, or `empty`: without any until they are loaded (no memory, no time).
+
+    name: one of `SAM_MODELS` that is an `Official`. Raises `ParameterError` for another name, or when its package is missing.
+    """
     item = SAM_MODELS.get(name)
     if not isinstance(item, Official):
         raise ParameterError(unknown("published SAM model", name, [key for key, item in SAM_MODELS.items() if isinstance(item, Official)]))
@@ -513,7 +537,10 @@ def identify_checkpoint(state: dict[str, Tensor]) -> str | None:
 
 
 def check_layout(name: str, state: dict[str, Tensor], model: nn.Module, path: Path | str) -> None:
-    """Raises `WeightsError` unless names and shapes are those of `model`, saying which model they fit, or the first tensor that differs."""
+    """Raises `WeightsError` unless names and shapes are those of `model`, saying which model they fit, or the first tensor that differs.
+
+    name: what the model is called in `SAM_MODELS`. state: tensors by name, read from `path`, which the message names.
+    """
     found, wanted = identify_checkpoint(state), model.state_dict()
     if found is None:
         raise WeightsError(f"{path}: no SAM checkpoint ({len(state)} tensors, {next(iter(state), 'none')!r} first); give weights of {name}")

@@ -84,7 +84,8 @@ STRENGTH = 10.0
 class SamLite(PromptModel):
     """EfficientNet-Lite0 with SAM's prompt encoder and mask decoder, details that skip the tokens, and clicks drawn into the mask prompt.
 
-    side: of the frame, a multiple of 32. channels: a multiple of 8. weights: Lite0's for the encoder, see `LiteEncoder`.
+    side: of the frame in px, a multiple of 32 from 64 on. channels: of the embedding, a multiple of 16. weights: Lite0's for the encoder, see
+    `LiteEncoder`. Raises `ParameterError` for another side or other channels.
     """
 
     def __init__(self, side: int = 256, channels: int = 128, weights: dict[str, Tensor] | None = None):
@@ -127,7 +128,11 @@ WEIGHTS = files("defectbook") / "assets" / "weights" / "sam_lite.safetensors"
 
 
 def save_lite(model: SamLite, path: Path | str, note: str = "") -> None:
-    """Write weights that `load_sam("sam_lite", path)` reads: safetensors, float16 but for BatchNorm's statistics, whole or not at all."""
+    """Write weights that `load_sam("sam_lite", path)` reads: safetensors, float16 but for BatchNorm's statistics, whole or not at all.
+
+    model: whose weights, with its side and channels. note: a text that is kept in the file, such as where they were trained.
+    Raises `WeightsError` for a value that float16 cannot hold, `StoreError` when the file cannot be written.
+    """
     from safetensors.torch import save
 
     state = {name: value.detach().cpu().to(value.dtype if "running" in name or not value.is_floating_point() else torch.float16).contiguous()
@@ -163,7 +168,10 @@ def load_lite(checkpoint: Path | str | None = None, device: str = "auto", downlo
 
 
 def imagenet_lite(side: int = 256, channels: int = 128, seed: int = 0) -> SamLite:
-    """An untrained `SamLite` whose encoder has ImageNet's weights, everything else random by `seed`: where training starts."""
+    """An untrained `SamLite` whose encoder has ImageNet's weights, everything else random by `seed`: where training starts.
+
+    side, channels: see `SamLite`. Raises `WeightsError` when Lite0's weights are not found.
+    """
     backbone = Backbone("efficientnet_lite0", (4,), device="cpu")
     with seeded_torch(seed, "sam_lite"):
         return SamLite(side, channels, {name: value.clone() for name, value in backbone.model.state_dict().items()})

@@ -80,7 +80,11 @@ class WorkingSet:
 
 def read_working_set(samples: Sequence[Sample], side: int, templates: bool = False, masks: bool = False,
                      description: str = "reading") -> WorkingSet:
-    """The samples at `side` x `side` px, with what is asked for. Raises `DataError` naming a sample without a mask or a template."""
+    """The samples at `side` x `side` px, with what is asked for.
+
+    templates, masks: whether to read those too; a mask is resized by nearest neighbour. description: of the progress bar. Raises
+    `ParameterError` for a side below 8 px, `DataError` naming a sample without a mask or a template.
+    """
     if side < 8:
         raise ParameterError(f"side={side} px is too small to segment; give at least 8")
     images = torch.empty(len(samples), 3, side, side, dtype=torch.uint8)
@@ -108,7 +112,10 @@ Inputs = Tensor | np.ndarray | Sequence[Tensor | np.ndarray]
 
 
 def frozen_modules(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The largest parts of `model` that have parameters but none to train, with their names."""
+    """The largest parts of `model` that have parameters but none to train, with their names.
+
+    prefix: what every name begins with, "" or ending in a dot. A model that is frozen as a whole is one part, under the prefix itself.
+    """
     parameters = list(model.parameters())
     if parameters and not any(p.requires_grad for p in parameters):
         yield prefix, model
@@ -141,7 +148,10 @@ class TrainedPart:
 
 # %% ../../nbs/models/36b_segmentation.ipynb #0cdf9704
 def as_parts(inputs: Inputs) -> tuple[Tensor | np.ndarray, ...]:
-    """Inputs as a tuple of arrays of one length. Raises `DataError` when lengths differ or there is nothing."""
+    """Inputs as a tuple of arrays of one length, at least 1. Raises `DataError` when lengths differ or there is nothing.
+
+    inputs: an array or tensor (N, ...), or a sequence of them.
+    """
     parts = (inputs,) if isinstance(inputs, (Tensor, np.ndarray)) else tuple(inputs)
     lengths = {len(part) for part in parts}
     if len(lengths) != 1 or 0 in lengths:
@@ -150,7 +160,10 @@ def as_parts(inputs: Inputs) -> tuple[Tensor | np.ndarray, ...]:
 
 
 def take(parts: Sequence[Tensor | np.ndarray], indices: np.ndarray, device: str) -> list[Tensor]:
-    """The examples `indices` of each part on `device`: bytes as floats in 0..1, half precision as float32, images with channels last."""
+    """The examples of each part on `device`: bytes as floats in 0..1, other types as float32, images with channels last.
+
+    parts: arrays (N, ...), of bytes or numbers. indices: int (n,), which examples. Returns tensors float32 (n, ...).
+    """
     taken = []
     for part in parts:
         piece = torch.as_tensor(part[torch.from_numpy(indices)] if isinstance(part, Tensor) else np.ascontiguousarray(part[indices])).to(device)
@@ -165,7 +178,7 @@ def in_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 
 def fingerprint(arrays: Iterable[Tensor | np.ndarray]) -> str:
-    """A sha256 over types, shapes and bytes."""
+    """A sha256, 64 hexadecimal digits, over types, shapes and bytes of `arrays`, in their order."""
     digest = hashlib.sha256()
     for array in arrays:
         tensor = torch.as_tensor(array).detach().cpu().contiguous()
@@ -175,7 +188,7 @@ def fingerprint(arrays: Iterable[Tensor | np.ndarray]) -> str:
 
 # %% ../../nbs/models/36b_segmentation.ipynb #1aa8f49c
 class Examples(NamedTuple):
-    """What is trained on: parts of the inputs (n, ...), class indices (n, H, W), and where they count (n, H, W) or None."""
+    """What is trained on. parts: of the inputs, each (n, ...). targets: class indices (n, H, W). valid: where they count (n, H, W), or None."""
 
     parts: tuple[Tensor | np.ndarray, ...]
     targets: Tensor
@@ -193,6 +206,7 @@ class Examples(NamedTuple):
 def check_examples(inputs: Inputs, targets: Tensor | np.ndarray, valid: Tensor | np.ndarray | None) -> Examples:
     """The examples, once they belong together and hold something to learn.
 
+    inputs: as for `as_parts`. targets: class indices (N, H, W). valid: (N, H, W), nonzero where a pixel counts, None for everywhere.
     Raises `DataError` when lengths differ, targets are no class indices (N, H, W), or no pixel that counts is defective.
     """
     parts, targets = as_parts(inputs), torch.as_tensor(targets)
@@ -213,8 +227,9 @@ def train_segmenter(model: nn.Module, inputs: Inputs, targets: Tensor | np.ndarr
     """Train what requires a gradient in `model` by AdamW; returns the losses of each epoch. The model is left in evaluation mode.
 
     inputs: arrays (N, ...), one or a sequence of them; model(*batches) -> logits (n, C, H, W). targets: class indices (N, H, W).
-    loss: a name in `LOSSES` or what `make_loss` returns. valid: (N, H, W), nonzero where a pixel counts. held_out: the share of examples
-    to watch instead of train on; the weights with the lowest loss on them are kept, the last ones where it is 0.
+    loss: a name in `LOSSES` or what `make_loss` returns. valid: (N, H, W), nonzero where a pixel counts. epochs: passes over the examples.
+    rate, weight_decay: of AdamW, above 0, and 0 or more. held_out: the share of examples to watch instead of train on; the weights with
+    the lowest loss on them are kept, the last ones where it is 0.
     checkpoint: a folder in which a killed training goes on. identity: what decides the data and the starting weights (JSON); without it
     their bytes do. Raises `DataError` for examples with nothing to learn or a loss that is not finite, `ParameterError`, `WeightsError`.
     """
@@ -263,7 +278,11 @@ def describe_loss(loss: Loss) -> list:
 
 
 def split_watched(examples: Examples, held_out: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices to train on and to watch; both hold at least one example unless `held_out` is 0. Raises `DataError` when only sound ones remain."""
+    """Indices of `examples` to train on and to watch, both in increasing order; both hold at least one unless `held_out` is 0.
+
+    held_out: the share that is watched, from 0 to below 1; `seed` draws which. Raises `ParameterError` for another share, `DataError` when
+    only sound examples remain to train on.
+    """
     if not 0 <= held_out < 1:
         raise ParameterError(f"held_out={held_out} is no share from 0 to below 1")
     count = len(examples.targets)
@@ -289,14 +308,18 @@ def _epoch(training: Training, examples: Examples, loss: Loss, batches: Sequence
 
 @torch.no_grad()
 def evaluate_loss(model: nn.Module, examples: Examples, loss: Loss, chosen: np.ndarray, batch_size: int = 8, device: str = "cpu") -> float:
-    """The mean loss of the `chosen` examples, in evaluation mode."""
+    """The mean loss of the `chosen` examples, int (n,), n >= 1, without gradients; `model` is left in evaluation mode."""
     model.eval()
     return sum(float(examples.loss(model, loss, batch, device)) * len(batch) for batch in in_batches(chosen, batch_size)) / len(chosen)
 
 # %% ../../nbs/models/36b_segmentation.ipynb #67ffcea0
 @torch.inference_mode()
 def predict_probabilities(model: nn.Module, inputs: Inputs, batch_size: int = 8, device: str = "auto") -> np.ndarray:
-    """Class probabilities float32 (N, C, H, W), C at least 2, of inputs as in `train_segmenter`. Raises `DataError` where they are not finite."""
+    """Class probabilities float32 (N, C, H, W), C at least 2, of inputs as in `train_segmenter`.
+
+    model: gives logits (n, C, H, W), of which one channel is the binary case; it is moved to `device` and left in evaluation mode.
+    Raises `DataError` where the answers are not finite, or for inputs of different lengths or none.
+    """
     parts, device = as_parts(inputs), resolve_device(device)
     model.to(device, memory_format=torch.channels_last).eval()
     found = []
@@ -322,7 +345,11 @@ class Segmented(NamedTuple):
 
 def stream_probabilities(model: nn.Module, samples: Sequence[Sample], side: int, templates: bool = False, batch_size: int = 8,
                          device: str = "auto") -> Iterator[Segmented]:
-    """Segment the samples batch by batch, each image read when its turn comes. templates: whether the network compares."""
+    """Segment the samples batch by batch, each image read when its turn comes.
+
+    model: as for `predict_probabilities`. side: images are resized to this square, in px. templates: whether the network compares.
+    Raises what `read_working_set` and `predict_probabilities` raise.
+    """
     for first in progress(range(0, len(samples), batch_size), "segmenting"):
         batch = list(samples[first:first + batch_size])
         working = read_working_set(batch, side, templates, description="")

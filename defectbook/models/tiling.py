@@ -69,7 +69,10 @@ def extended(image: np.ndarray, tile: int) -> np.ndarray:
 
 
 def cut_tiles(image: np.ndarray, tiling: Tiling) -> Iterator[np.ndarray]:
-    """The tiles of an image (H, W, 3), row by row, as views (tile, tile, 3) where possible."""
+    """The tiles of an image (H, W, 3), row by row, as views (tile, tile, 3) where possible.
+
+    tiling: where they begin, and their side. An image that is smaller than a tile is mirrored below and to the right.
+    """
     height, width = image.shape[:2]
     image = extended(image, tiling.tile)
     for top in tiling.starts(height):
@@ -78,7 +81,10 @@ def cut_tiles(image: np.ndarray, tiling: Tiling) -> Iterator[np.ndarray]:
 
 
 def blend_tiles(tiles: Iterator[np.ndarray], size: tuple[int, int], tiling: Tiling) -> np.ndarray:
-    """Maps (tile, tile) in the order of `cut_tiles` as one map float32 of `size` = (height, width)."""
+    """Maps (tile, tile) in the order of `cut_tiles` as one map float32 of `size` = (height, width).
+
+    tiles: the maps, one for each tile. tiling: the one they were cut by; where tiles overlap it weighs them.
+    """
     tiles, (height, width), tile = iter(tiles), size, tiling.tile
     rows, columns = tiling.weights(height), tiling.weights(width)
     tops, lefts = tiling.starts(height), tiling.starts(width)
@@ -121,7 +127,7 @@ def bound_to_position(detector: Any) -> str:
 
 # %% ../../nbs/models/30b_tiling.ipynb #e2652efc
 class Tiled:
-    """`detector` applied tile by tile, see `Tiling`. batch_size: tiles that are held at once.
+    """`detector` applied tile by tile. tiling: see `Tiling`, None for its defaults. batch_size: tiles that are held at once.
 
     Raises `ParameterError` for a detector whose answer depends on the position in the image, or of which that is not known.
     """
@@ -174,7 +180,11 @@ class Tiled:
 
 
 def tile_samples(samples: Sequence[Sample], tiling: Tiling) -> list[Sample]:
-    """The tiles of all `samples` as samples; the image that was read last is kept, so that its tiles in order read it once."""
+    """The tiles of all `samples` as samples, without masks, in the order of `cut_tiles`; `tiling` says how images are cut.
+
+    Images are read here for their sizes and again with their tiles; the one that was read last is kept, so that its tiles in order read
+    it once.
+    """
     reader, tiles = _LastImage(), []
     for sample in samples:
         height, width = reader.image(sample).shape[:2]

@@ -43,7 +43,10 @@ def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
 
 
 def check_input(images: Tensor, templates: Tensor | None, pairs: bool, channels: int, smallest: int) -> None:
-    """Raise `DataError` for images that are no floats (N, channels, H, W), too small, or without a template where `pairs` need one."""
+    """Raise `DataError` for images that are no floats (N, channels, H, W), or whose sides are below `smallest` px.
+
+    templates: (N, channels, H, W) where `pairs` says that the network compares, else None; anything else raises as well.
+    """
     if images.ndim != 4 or images.shape[1] != channels or not images.is_floating_point():
         raise DataError(f"images of {images.dtype} {tuple(images.shape)}; give floats in 0..1, shaped (N, {channels}, H, W)")
     if min(images.shape[2:]) < smallest:
@@ -57,7 +60,11 @@ def check_input(images: Tensor, templates: Tensor | None, pairs: bool, channels:
 
 
 def check_batch(network: nn.Module, padded: Tensor, multiple: int) -> None:
-    """Raise `DataError` where batch normalisation would have to train on a coarsest level of one pixel in all."""
+    """Raise `DataError` where batch normalisation would have to train on a coarsest level of one pixel in all.
+
+    network: only its training mode matters. padded: its images (N, C, H, W), padded. multiple: the side, in px, of which the coarsest level
+    makes one pixel.
+    """
     if network.training and len(padded) == 1 and padded.shape[2:] == (multiple, multiple):
         raise DataError(f"one image of {multiple}x{multiple} px is too small to train on alone: its coarsest level is one pixel; enlarge the batch")
 
@@ -66,7 +73,7 @@ JOININGS = ("none", "concatenate", "difference")
 
 
 def double_convolution(inputs: int, outputs: int) -> nn.Sequential:
-    """C: two 3x3 convolutions, each with batch normalisation and ReLU."""
+    """C: two 3x3 convolutions, each with batch normalisation and ReLU, from `inputs` to `outputs` channels; the size stays."""
     layers = []
     for first in (inputs, outputs):
         layers += [nn.Conv2d(first, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
@@ -168,7 +175,10 @@ _WITHIN = {"conv1": "0", "norm1": "1", "conv2": "3", "norm2": "4"}  # places in 
 
 
 def rename_brain(name: str, depth: int = 4) -> str:
-    """Our name of a tensor of the published brain-MRI U-Net (Buda et al. 2019); any other name as it is."""
+    """Our name of a tensor of the published brain-MRI U-Net (Buda et al. 2019); any other name as it is.
+
+    depth: of the network, how many times its size is halved.
+    """
     if found := re.fullmatch(r"(?:encoder(\d)\.enc\1|decoder(\d)\.dec\2|(bottleneck)\.bottleneck)(conv\d|norm\d)\.(\w+)", name):
         encoder, decoder, _, layer, rest = found.groups()
         part = f"joined.{depth - int(decoder)}" if decoder else f"down.{int(encoder) - 1 if encoder else depth}"
@@ -192,7 +202,10 @@ def load_unet(network: UNet, path: Path | str) -> None:
 
 
 def load_encoder(network: EncoderUNet, path: Path | str) -> None:
-    """Fill the encoder of an `EncoderUNet` from a classifier's file: torchvision's ResNet-18, or the package's EfficientNet-Lite0."""
+    """Fill the encoder of an `EncoderUNet` from a classifier's file: torchvision's ResNet-18, or the package's EfficientNet-Lite0.
+
+    network: changed in place; its decoder stays as it is. Raises `WeightsError` that names the first tensor that does not fit.
+    """
     state, encoder = read_state(path), network.network.encoder
     if network.encoder == "resnet18":
         encoder.load_state_dict(fit_state(state, encoder, path))
@@ -205,10 +218,11 @@ def load_encoder(network: EncoderUNet, path: Path | str) -> None:
 
 # %% ../../nbs/models/33_unet.ipynb #08833a62
 class Network(NamedTuple):
-    """A network of PROS, Table 2: its name in print, its millions of parameters there (None: not in the paper), and how it is built.
+    """A network of PROS, Table 2. label: its name in print. published: its millions of parameters there, None if not in the paper.
 
-    build(classes, width) at random weights. width: None where the encoder decides it. load(network, path), and the weights it starts
-    from: a name in the manifest of data.sources, "file" for one that only the user can give, or "" for none.
+    pairs: whether it compares images with templates. width: channels at full size, None where the encoder decides it.
+    build(classes, width) at random weights. load(network, path), and the weights it starts from: a name in the manifest of data.sources,
+    "file" for one that only the user can give, or "" for none.
     """
 
     label: str
@@ -242,7 +256,8 @@ def build_network(name: str, width: int | None = None, classes: int = 1, weights
                   download: bool = False) -> nn.Module:
     """The network called `name` in `NETWORKS`. width: its channels at full size, None for the paper's. seed: of what starts at random.
 
-    weights: "default", what its name promises; None, nothing; or a file. download: whether "default" may use the network connection.
+    classes: of logits, 1 for a binary answer. weights: "default", what its name promises; None, nothing; or a file. download: whether
+    "default" may use the network connection.
     Raises `ParameterError` for names and widths, `WeightsError` for weights that are missing or do not fit.
     """
     if name not in NETWORKS:
@@ -259,7 +274,11 @@ def build_network(name: str, width: int | None = None, classes: int = 1, weights
 
 
 def default_weights(name: str, width: int | None = None, download: bool = False) -> Path | None:
-    """The file that network `name` starts from, None for none. Raises `WeightsError` when it is not here, `ParameterError` for another width."""
+    """The file that network `name` starts from, None for none. width: channels at full size that are asked for, None for the paper's.
+
+    download: whether the network connection may be used. Raises `WeightsError` when the file is not here, `ParameterError` for another
+    width than the file's.
+    """
     network = NETWORKS[name]
     if not network.weights:
         return None
