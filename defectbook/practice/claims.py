@@ -412,7 +412,7 @@ def scroll(table: str, height: str = "") -> str:
 def verdict_html(verdict: str) -> str:
     """A verdict with its mark."""
     mark, colour = MARKS[verdict]
-    return f'<span style="white-space:nowrap"><span style="color:{colour}" aria-hidden="true">{mark}</span> {verdict}</span>'
+    return f'<span style="white-space:normal"><span style="color:{colour}" aria-hidden="true">{mark}</span> {verdict}</span>'
 
 
 def _findings_html(findings: Sequence[Finding]) -> str:
@@ -426,16 +426,16 @@ def _findings_html(findings: Sequence[Finding]) -> str:
 
 
 def claims_html(judged: pd.DataFrame, links: Mapping[str, str] | None = None) -> str:
-    """The table of `judge_claims` as HTML: verdict, place, claim; rule and findings unfold. links: page -> address, for a last column."""
+    """The table of `judge_claims` as HTML: verdict, claim with its place; rule and findings unfold. links: page -> address, for a last column."""
     rows = []
     for row in judged.itertuples():
         count = f"{len(row.findings)} finding{'s' * (len(row.findings) != 1)}"
         more = f"<details><summary>rule and {count}</summary><p><i>{escape(row.rule)}.</i></p>{_findings_html(row.findings)}</details>"
-        cells = [verdict_html(row.verdict), escape(row.place), f"{escape(row.claim)}.{more}"]
+        cells = [verdict_html(row.verdict), f"{escape(row.claim)} ({escape(row.place)}).{more}"]
         if links:
             cells.append(" ".join(f'<a href="{links[page]}">{page[:2]}</a>' for page in row.pages.split() if page in links))
-        styles = ("", "", ";min-width:16em;white-space:normal;overflow-wrap:anywhere", "")
+        styles = (";min-width:6.5em", ";min-width:13em;white-space:normal;overflow-wrap:anywhere", "")
         line = "".join(f'<td style="text-align:left;vertical-align:top{style}">{told}</td>' for style, told in zip(styles, cells, strict=False))
         rows.append(f'<tr id="{escape(row.name)}">{line}</tr>')
-    head = "".join(f'<th style="text-align:left">{word}</th>' for word in ("verdict", "where", "claim", *(["page"] if links else [])))
+    head = "".join(f'<th style="text-align:left">{word}</th>' for word in ("verdict", "claim", *(["page"] if links else [])))
     return scroll(f'<table class="dataframe" style="width:100%"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>')
