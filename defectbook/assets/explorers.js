@@ -62,8 +62,8 @@
       }
       const pen = sheet.getContext("2d");
       pen.lineCap = "round";
-      for (const [thick, colour] of [[4, "rgba(0,0,0,.6)"], [2, "#e69f00"]]) {
-        [pen.lineWidth, pen.strokeStyle] = [thick * Math.max(1, scale / 4), colour];
+      for (const [thick, colour] of [[3, "rgba(0,0,0,.7)"], [1.6, "#e69f00"]]) {
+        [pen.lineWidth, pen.strokeStyle] = [(thick * sheet.width) / (sheet.clientWidth || sheet.width), colour];
         pen.stroke(path);
       }
     }

@@ -104,7 +104,9 @@ class Steps(NamedTuple):
 
 
 def count_steps(anomaly_map: np.ndarray, mask: np.ndarray, threshold: float, steps: int = 250) -> Steps:
-    """The map (H, W) at evenly spread thresholds from its minimum to just above its maximum, and at `threshold`.
+    """The map (H, W) at thresholds from its minimum to just above its maximum, and at `threshold`.
+
+    Half of the steps are spread evenly over its values, half over the ranks of its pixels on a logarithmic scale, the highest first.
 
     mask: (H, W), nonzero is defective. Raises `ParameterError` for another shape, a value that is not finite, or steps outside 2..253.
     """
@@ -117,7 +119,9 @@ def count_steps(anomaly_map: np.ndarray, mask: np.ndarray, threshold: float, ste
     if not 2 <= steps <= 253:
         raise ParameterError(f"steps={steps} is outside 2..253: a level is one byte")
     low, high = values.min(), values.max()
-    spread = np.linspace(np.float64(low), np.float64(high), steps).astype(values.dtype)  # ends are exact
+    spread = np.linspace(np.float64(low), np.float64(high), steps - steps // 2).astype(values.dtype)  # ends are exact
+    ranks = np.geomspace(1, values.size, steps // 2).astype(int) - 1  # sparse maps are nearly zero nearly everywhere
+    spread = np.r_[spread, np.sort(values, axis=None)[::-1][ranks]]
     # the threshold in the map's own precision, in which NumPy compares them
     chosen = np.unique(np.r_[spread, np.nextafter(high, values.dtype.type(np.inf)), values.dtype.type(threshold)])
     levels = np.searchsorted(chosen, values, side="right")
