@@ -16,7 +16,7 @@ from bookparts.outline import PACKAGE, modules  # noqa: E402
 
 OWED = ROOT / "tests" / "owed_docstrings.txt"
 # What needs no words of its own: it means the same everywhere, and the ground floor says what.
-LIMIT = 372  # lines of the list when it was begun; lower it with the list
+LIMIT = 340  # lines of the list when it was begun; lower it with the list
 EVERYWHERE = {"device", "seed", "rng", "batch_size", "store", "folder", "path", "samples", "image", "images", "mask", "masks",
               "dataset", "args", "parser"}
 

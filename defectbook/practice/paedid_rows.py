@@ -327,8 +327,9 @@ def run_tuned(experiment: str, rows: Sequence[TunedRow], product: Product, store
               device: str = "cpu", folds: int = 5, parameters: Mapping[str, Any] | None = None) -> list[StoredRun]:
     """The stored run of each row, in order; what the store has is read, the rest is fitted, tuned, judged and stored one by one.
 
-    experiment: under which name runs are sought and stored. product: data and tuning images. folds: of the cross-validation, see `tune`.
-    preset, device: told in the provenance. parameters: what a table shall tell of the run beside data set, category, method, seed and preset.
+    experiment: under which name runs are sought and stored. rows: such as a `Kitchen` makes. product: data and tuning images. folds: of the
+    cross-validation, see `tune`. preset, device: told in the provenance. parameters: what a table shall tell of the run beside data set,
+    category, method, seed and preset.
     Raises `DataError` when no test image has a defect, a tuning image has none, or they are fewer than `folds`; `ParameterError` for fewer than two
     folds; `StoreError` when the store cannot be written.
     """
