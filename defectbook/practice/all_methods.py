@@ -82,7 +82,9 @@ SETS = ("elpv/mono", "elpv/poly", "mvtec_transistor_384/transistor", "magnetic_t
 def open_set(name: str, sizes: Mapping[str, Any], seed: int = 0, root: Path | str | None = None) -> Dataset:
     """The set `name` or `name/category` at the common size: one of `SETS`, or any other of the catalogue, such as mvtec/bottle or visa/candle.
 
-    Raises as `catalogue.load`, and `ParameterError` for a set that has several categories when none is named.
+    sizes: as `sizes_of` gives them; of these `side` (px) and `at_most` (largest numbers of images by split) count. seed: of the drawing, or of
+    the reader's split. root: the folder of a real set, None for the usual search order.
+    Raises as `catalogue.load`, and `ParameterError` for a set of several categories when none is named, or a drawn one with a category or root.
     """
     start, _, category = name.partition("/")
     if start in DRAWN:
@@ -113,9 +115,11 @@ def _only(method: str, candidates: Mapping[Hashable, Any]) -> Any:
 
 def method_rows(names: Sequence[str], dataset: Dataset, sizes: Mapping[str, Any], store: RunStore, seed: int = 0,
                 device: str = "auto") -> tuple[list[Row], Callable[[], None]]:
-    """The rows called `names`, nothing fitted yet, and a function that removes what their fits kept.
+    """The rows called `names`, nothing fitted yet, and a function that removes what their fits kept in `store`.
 
-    Raises `ParameterError` for a name not in `METHODS`.
+    names: some of `METHODS`, in the order of the rows. dataset: its train is learned from, on its validation PNI's refinement finds its bounds.
+    sizes: as `sizes_of` gives them. Raises `ParameterError` for a name not in `METHODS`,
+    `WeightsError` where a backbone's weights are missing.
     """
     for name in names:
         if name not in METHODS:
@@ -154,7 +158,12 @@ def _first(method: str, kitchen: Kitchen) -> tuple[Any, Mapping[str, float]]:
 
 def compare_methods(experiment: str, name: str, store: RunStore, preset: str = "small", seed: int = 0, methods: Sequence[str] = METHODS,
                     root: Path | str | None = None, device: str = "auto") -> list[StoredRun]:
-    """The stored run of each method on the set `name`; what the store has is read, the rest is made and stored one by one."""
+    """The stored run of each method on the set `name`; what the store has is read, the rest is made and stored one by one.
+
+    experiment: under which name runs are sought and stored. name, root: as in `open_set`. preset: a key of `SIZES`. methods: some of
+    `METHODS`, each once; the runs come in their order. Prints the set's summary before anything trains.
+    Raises `ParameterError` for an unknown preset or method, or one named twice, `StoreError` when the store cannot be written, and as `open_set`.
+    """
     sizes = sizes_of(preset)
     dataset = open_set(name, sizes, seed, root)
     print(dataset.summary())
@@ -165,9 +174,9 @@ def compare_methods(experiment: str, name: str, store: RunStore, preset: str = "
 
 # %% ../../nbs/practice/62r_all_methods.ipynb #3a07b778
 def score_table(runs: Sequence[StoredRun], metric: str) -> pd.DataFrame:
-    """Sets (rows, "name/category") by methods (columns): the mean of `metric` over seeds.
+    """Sets (rows, "name/category") by methods (columns, in the order of `METHODS`): the mean of `metric` over seeds.
 
-    NaN where there is no run, or the set has no such metric.
+    runs: stored ones, of any sets and seeds. NaN where there is no run, or the set has no such metric.
     """
     columns = ["dataset", "category", "method", "value"]
     rows = [(f"{dataset}/{category}", method, value) for run in runs
@@ -180,7 +189,8 @@ def score_table(runs: Sequence[StoredRun], metric: str) -> pd.DataFrame:
 def rank_table(scores: pd.DataFrame) -> tuple[Ranking, list[str]]:
     """Friedman's test and mean ranks over the sets on which every method ran, and the methods in the ranking's order of columns.
 
-    Raises `DataError` when fewer than two sets are complete.
+    scores: sets by methods, as `score_table` gives them, larger is better; sets with a NaN are left out.
+    Raises `DataError` when fewer than two sets are complete, or there are fewer than two methods.
     """
     whole = scores.dropna()
     return rank_methods(whole.to_numpy()), list(whole.columns)

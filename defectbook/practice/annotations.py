@@ -133,7 +133,10 @@ def _sample(number: int, item: Any, common: Path) -> Sample:
 # %% ../../nbs/practice/63b_annotations.ipynb #910346cc
 @dataclass
 class Mark:
-    """One mask in the making, or accepted. steps: the events of its clicks and strokes, in order. area: of the accepted mask, in px."""
+    """One mask in the making, or accepted. number: its own on its image, from 1. cls: the name of its class.
+
+    steps: the events of its clicks and strokes, in order. area: of the accepted mask, in px.
+    """
 
     number: int
     cls: str
@@ -162,7 +165,10 @@ class Mark:
 
 @dataclass
 class Page:
-    """What is known of one image. size: (height, width) and pixels: a hash, once it was seen. normal: it was marked as without defects."""
+    """What is known of one image. name: the image's. size: (height, width) in px and pixels: a hash, once it was seen.
+
+    normal: it was marked as without defects. marks: number -> `Mark`, in the order they were begun.
+    """
 
     name: str
     size: tuple[int, int] | None = None
@@ -352,7 +358,10 @@ def encode_rle(mask: np.ndarray) -> dict[str, Any]:
 
 
 def decode_rle(rle: Mapping[str, Any]) -> np.ndarray:
-    """The mask, bool (H, W), of `encode_rle`. Raises `DataError` when the lengths do not add up to the size."""
+    """The mask, bool (H, W), of `encode_rle`. rle: its mapping with "size" [H, W] and "counts", the compressed text.
+
+    Raises `DataError` when the lengths do not add up to the size.
+    """
     lengths: list[int] = []
     value = shift = 0
     for letter in rle["counts"]:
@@ -370,7 +379,10 @@ def decode_rle(rle: Mapping[str, Any]) -> np.ndarray:
 # %% ../../nbs/practice/63b_annotations.ipynb #93366167
 @dataclass(frozen=True)
 class Annotated:
-    """One decided image. objects: (class, mask bool (H, W)) in the order they were accepted; none means normal. size: (height, width)."""
+    """One decided image. name: as on its `Page`. image: its file or array. size: (height, width) in px.
+
+    objects: (class, mask bool (H, W)) in the order they were accepted; none means normal.
+    """
 
     name: str
     image: ImageSource
@@ -379,7 +391,11 @@ class Annotated:
 
 
 def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
-    """The names, fit to be folders. Raises `ParameterError` for none, more than 254, twice the same, and names with a meaning of their own."""
+    """The names, fit to be folders, as a tuple. classes: 1 to 254 names, or one as text.
+
+    Raises `ParameterError` for another number, names that are equal but for upper and lower case, are empty or longer than 80 characters, have
+    spaces or dots at their ends or signs that no folder's name may have, and for names with a meaning of their own: good, normal, combined.
+    """
     names = (classes,) if isinstance(classes, str) else tuple(classes)
     if not 1 <= len(names) <= 254 or len({str(name).lower() for name in names}) < len(names):
         raise ParameterError(f"classes {list(names)}: give 1 to 254 different names")
@@ -392,12 +408,15 @@ def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
 
 
 def class_codes(classes: Sequence[str]) -> dict[str, int]:
-    """The grey value of each class in a mask file, as far apart as 255 allows; one class is 255."""
+    """The grey value of each class in a mask file, 1 to 255, as far apart as 255 allows; one class is 255. classes: the names, in order."""
     return {name: round(255 * (index + 1) / len(classes)) for index, name in enumerate(classes)}
 
 
 def class_mask(annotated: Annotated, codes: Mapping[str, int]) -> np.ndarray:
-    """One mask of grey values, uint8 (H, W); where two objects overlap the later one is on top."""
+    """One mask of grey values, uint8 (H, W) at the size of `annotated`, 0 without a defect; where two objects overlap the later one is on top.
+
+    codes: the grey value of each class, as `class_codes` gives them; it must hold those of all objects.
+    """
     mask = np.zeros(annotated.size, np.uint8)
     for cls, pixels in annotated.objects:
         mask[pixels] = codes[cls]
@@ -461,7 +480,11 @@ def _as_file(annotated: Annotated) -> tuple[bytes, str]:
 
 # %% ../../nbs/practice/63b_annotations.ipynb #3f236041
 def coco_document(images: Iterable[Annotated], classes: Sequence[str], info: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """COCO's JSON object: each object one annotation with compressed run lengths; normal images have none. info: goes in as it is."""
+    """COCO's JSON object: each object one annotation with compressed run lengths; normal images have none.
+
+    classes: names, as in `check_classes`, those of all objects among them; their places from 1 on are the category ids. info: goes in as it is.
+    Raises `ParameterError` for names that `check_classes` refuses.
+    """
     classes = check_classes(classes)
     document: dict[str, Any] = {"info": dict(info or {}), "images": [], "annotations": [],
                                 "categories": [{"id": index, "name": name} for index, name in enumerate(classes, 1)]}
@@ -477,7 +500,10 @@ def coco_document(images: Iterable[Annotated], classes: Sequence[str], info: Map
 
 
 def export_coco(images: Iterable[Annotated], classes: Sequence[str], target: Path | str, info: Mapping[str, Any] | None = None) -> None:
-    """Write `coco_document` to a new file, whole or not at all. Raises `StoreError` when `target` exists."""
+    """Write `coco_document` to a new file, whole or not at all. classes, info: as there. target: the file.
+
+    Raises `StoreError` when `target` exists or cannot be written, and `ParameterError` as `coco_document`.
+    """
     if Path(target).exists():
         raise StoreError(f"{target}: exists already; give the name of a new file")
     write_whole(target, json.dumps(coco_document(images, classes, info)))

@@ -37,7 +37,10 @@ def open_session(images: Any, model: Any = "sam_lite", classes: Sequence[str] = 
                  adaptation: str | None = ADAPTATION, device: str = "auto", **settings: Any) -> Session:
     """A `Session` with a model of `load_sam`'s names, a `PromptModel`, or any object that has set_image, click, undo and finish.
 
+    images: as in `list_images`. classes: names of the defects, see `check_classes`. out: the folder of the log, the masks and the model's state.
     adaptation: a configuration of `AdaptiveSam`, or None for a model that stays as it is. settings: more for `AdaptiveSam`, such as rates.
+    Raises `ParameterError` for a model that cannot answer clicks, an unknown name or wrong classes, `WeightsError` as `load_sam`, `DataError`
+    without images, `StoreError` for a folder that is held or cannot be written.
     """
     provenance = {"library": __version__, "python": platform.python_version(), "torch": torch.__version__, "configuration": adaptation or "none",
                   "settings": {name: value for name, value in settings.items() if isinstance(value, (str, int, float, bool))}}

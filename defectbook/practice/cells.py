@@ -81,7 +81,8 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEX
 def start_cell(cell: Cell, folder: Path, store: Path, threads: int = 1) -> subprocess.Popen:
     """Start `cell` in a process of its own, which will leave folder/record.json. What a killed predecessor left half-done is removed.
 
-    Raises `StoreError` when the folder cannot be written.
+    store: the folder of runs that the cell works with. threads: of its numerical libraries. Returns the running process.
+    Raises `StoreError` when the folder cannot be written or the process cannot be started.
     """
     make_folder(folder)
     _, drafts = seen_runs(folder, store)
@@ -176,7 +177,10 @@ def newest_notebook(folder: Path) -> Path | None:
 
 
 def error_lines(executed: Path, count: int = 5) -> list[str]:
-    """The last lines of the first error in an executed notebook, without colours; empty when there is none."""
+    """The last lines of the first error in an executed notebook, without colours; empty when there is none or the file cannot be read.
+
+    count: at most so many; blank lines are left out, and each is cut at 300 characters.
+    """
     try:
         cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
         errors = [output for cell in cells for output in cell.get("outputs", []) if output.get("output_type") == "error"]
@@ -239,7 +243,11 @@ def _check_record(record: Mapping[str, Any]) -> None:
 
 
 def cell_state(record: Mapping[str, Any] | None, store: Path) -> tuple[str, str]:
-    """(state, why) of a cell: new, done, failed, lost (a run is gone), altered (its files changed) or stale (older library)."""
+    """(state, why) of a cell: new, done, failed, lost (a run is gone), altered (its files changed) or stale (older library).
+
+    record: what `read_record` gave, None before the cell ever finished. store: the folder that its runs lie in.
+    Raises `StoreError` for a run that cannot be read.
+    """
     from defectbook.practice.runs import StoredRun  # loads matplotlib, which the process of a cell does not need
 
     if record is None:
@@ -258,7 +266,10 @@ def cell_state(record: Mapping[str, Any] | None, store: Path) -> tuple[str, str]
 
 
 def failed_record(cell: Cell, folder: Path, lines: Sequence[str], seconds: float = 0.0) -> dict[str, Any]:
-    """Write and return the record of a cell whose process could not do it itself."""
+    """Write and return the record of a cell whose process could not do it itself.
+
+    lines: what is known of its end; they follow the last four lines of folder/log.txt. seconds: how long it ran. Raises `StoreError`.
+    """
     log = (folder / "log.txt").read_text(errors="replace").splitlines() if (folder / "log.txt").is_file() else []
     record = {"schema": RECORD, "key": cell.key, "label": cell.label, "experiment": cell.experiment, "parameters": dict(cell.given),
               "state": "failed", "error": [*[line for line in log if line.strip()][-4:], *lines], "executed": str(newest_notebook(folder) or ""),

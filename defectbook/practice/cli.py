@@ -84,6 +84,7 @@ def _data_check(args: argparse.Namespace) -> None:
 def write_annotator_notebook(folder: str, classes: Sequence[str], out: str, model: str = "sam_lite") -> Path:
     """A notebook in `out` whose one cell opens the annotator on the images in `folder`; it is written anew each time. Returns its path.
 
+    classes: names of the defects, see `check_classes`. model: a name that `load_sam` knows; it is looked up when the cell runs.
     Raises `DataError` for no images, `ParameterError` for class names that cannot be folders' names, `StoreError`.
     """
     import nbformat
@@ -190,7 +191,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 # %% ../../nbs/practice/65_cli.ipynb #5ea23b79
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The `defectbook` command; returns the exit code."""
+    """The `defectbook` command; returns the exit code, which `defectbook --help` explains: 0 done, 1 failed in part, 2 not to be done, 130 stopped.
+
+    arguments: the words after `defectbook`; None takes those of this process. A `DefectbookError` becomes one line on standard error, unless
+    --debug is among them. Raises `SystemExit` with code 2 for words that the parser does not know.
+    """
     from defectbook.practice.experiments import ExperimentError
 
     args = build_parser().parse_args(arguments)

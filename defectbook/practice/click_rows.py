@@ -57,14 +57,16 @@ GOALS = (Goal(0.85, 20), Goal(0.90, 30), Goal(0.70, 20))  # ADAPT's Tables 1 and
 
 
 def overlap(answer: np.ndarray, truth: np.ndarray) -> float:
-    """The IoU of two masks, bool (H, W)."""
+    """The IoU of two masks, 0 to 1, and 0 where both are empty. answer, truth: bool (H, W)."""
     return float((answer & truth).sum() / max(1, (answer | truth).sum()))
 
 
 def play_objects(annotator: AdaptiveSam, objects: Sequence[ClickObject], goal: Goal, embeddings: EmbeddingCache | None = None) -> pd.DataFrame:
     """One row a click: object (its place in the sequence), name, kind, click (1 ..), x, y, positive, iou after it, and estimate, the model's own.
 
-    An annotator with several classes gets each object under its kind. An object that is right to the pixel is clicked no more.
+    objects: in the order in which `annotator` sees, and learns from, them. goal: where its user stops. embeddings: a cache that saves encoding
+    an image twice, or None. An annotator with several classes gets each object under its kind; one that is not among them is a
+    `ParameterError`. An object that is right to the pixel is clicked no more.
     """
     rows = []
     for number, item in enumerate(progress(objects, "clicking")):
@@ -78,6 +80,7 @@ def play_objects(annotator: AdaptiveSam, objects: Sequence[ClickObject], goal: G
 def replay(annotator: AdaptiveSam, objects: Sequence[ClickObject], session: pd.DataFrame) -> np.ndarray:
     """The IoU after each click of a stored session, float64 (clicks,), made again: the same clicks on the same objects, whatever the model says.
 
+    annotator: with the session's configuration, and nothing learnt yet. objects: the session's, in its order. session: as of `play_objects`.
     Raises `DataError` when the objects are not the session's.
     """
     reached = []
@@ -93,14 +96,15 @@ def replay(annotator: AdaptiveSam, objects: Sequence[ClickObject], session: pd.D
 
 
 def traces(session: pd.DataFrame) -> list[np.ndarray]:
-    """The IoU after each click, one array an object, for `metrics.clicks`."""
+    """The IoU after each click, one array an object, for `metrics.clicks`. session: as of `play_objects`."""
     return [part.to_numpy() for _, part in session.groupby("object", sort=True)["iou"]]
 
 # %% ../../nbs/practice/62k_click_rows.ipynb #b0ad4f27
 def picture_of(item: ClickObject, clicks: pd.DataFrame, mask: np.ndarray, erosion: int = 5) -> np.ndarray:
     """ADAPT's Figure 2 for one object, uint8 (H, 3 W, 3): truth | accepted mask with clicks | the mask eroded.
 
-    Eroded: green is the object, red the background, blue unknown.
+    item: the object. clicks: its rows of the session (x, y, positive), drawn as green and red dots. mask: the accepted one, bool (H, W).
+    erosion: steps, k of eq. 4. Eroded: green is the object, red the background, blue unknown.
     """
     shown = [_tinted(item.image, [(item.mask, (0, 200, 0))]), _tinted(item.image, [(mask, (255, 220, 0))])]
     for row in clicks.itertuples():
@@ -123,7 +127,10 @@ def _tinted(image: np.ndarray, parts: Sequence[tuple[np.ndarray, tuple[int, int,
 
 # %% ../../nbs/practice/62k_click_rows.ipynb #bc366b93
 def session_figures(session: pd.DataFrame, goal: Goal) -> dict[str, float]:
-    """noc, fr (0..1), iou (of the accepted masks), and iou@1 .. iou@limit, means over objects."""
+    """noc, fr (0..1), iou (of the accepted masks), and iou@1 .. iou@limit, means over objects.
+
+    session: as of `play_objects`. goal: its target and limit count; an object that stopped earlier keeps its last IoU.
+    """
     found = traces(session)
     limits = {f"iou@{click}": float(value) for click, value in enumerate(iou_curve(found, goal.limit), 1)}
     return {"noc": float(clicks_needed(session, goal).mean()), "fr": float(failed(session, goal).mean()),
@@ -131,27 +138,32 @@ def session_figures(session: pd.DataFrame, goal: Goal) -> dict[str, float]:
 
 
 def clicks_needed(session: pd.DataFrame, goal: Goal) -> np.ndarray:
-    """Clicks of each object, a failure counting `goal.limit`, float64 (objects,)."""
+    """Clicks of each object of a session (as of `play_objects`), a failure counting `goal.limit`, float64 (objects,)."""
     made = clicks_to_target(traces(session), goal.target, goal.limit)
     return np.where(made.reached, made.count, goal.limit).astype(float)
 
 
 def failed(session: pd.DataFrame, goal: Goal) -> np.ndarray:
-    """1.0 for each object that missed the goal, else 0.0, float64 (objects,)."""
+    """1.0 for each object of a session (as of `play_objects`) that missed the goal, else 0.0, float64 (objects,)."""
     return 1.0 - clicks_to_target(traces(session), goal.target, goal.limit).reached
 
 
 def clicks_interval(session: pd.DataFrame, goal: Goal, what: Callable[[pd.DataFrame, Goal], np.ndarray] = clicks_needed,
                     resamples: int = 1000) -> Interval:
-    """The bootstrap interval over objects of the mean of `what`: `clicks_needed` or `failed`. Raises `DataError` where all objects agree."""
+    """The 95 % bootstrap interval over objects of the mean of `what`: `clicks_needed` or `failed`.
+
+    session: as of `play_objects`. goal: for `what`. resamples: bootstrap draws, at least 100. Where all objects agree both ends are their value.
+    Raises `DataError` for fewer than two objects.
+    """
     return bootstrap_interval(np.mean, what(session, goal), resamples=resamples, rng=0)
 
 
 def against(session: pd.DataFrame, unadapted: pd.DataFrame, goal: Goal,
             what: Callable[[pd.DataFrame, Goal], np.ndarray] = clicks_needed, resamples: int = 1000) -> Comparison:
-    """A session less the unadapted model's on the same objects in the same order, by paired bootstrap.
+    """A session less the unadapted model's on the same objects in the same order, by paired bootstrap over objects.
 
-    Raises `DataError` for other objects.
+    session, unadapted: as of `play_objects`. what: `clicks_needed` or `failed`, at `goal`; a negative difference says that adapting helped.
+    resamples: draws, at least 100. Raises `DataError` for other objects, or fewer than two.
     """
     names = [list(part.drop_duplicates("object").name) for part in (session, unadapted)]
     if names[0] != names[1]:
@@ -170,7 +182,10 @@ class ClickRow:
 
 
 def click_rows(configurations: Sequence[str], classes: Sequence[str] = ("object",), **options: Any) -> list[ClickRow]:
-    """A row for each configuration. classes: several give each kind a decoder of its own; the row's name tells. options: of `AdaptiveSam`."""
+    """A row for each configuration. configurations: texts such as "CA=R RM=E CM", see `parse_configuration`, which reads them when a row is played.
+
+    classes: several give each kind a decoder of its own; the row's name tells. options: of `AdaptiveSam`.
+    """
     words = ", a decoder a kind" if len(classes) > 1 else ""
     told = "".join(f", {name} {value:g}" if isinstance(value, float) else f", {name} {value}" for name, value in options.items())
     return [ClickRow(f"{text}{words}{told}", text, {"classes": list(classes), **options}) for text in configurations]
@@ -181,7 +196,10 @@ def run_clicks(experiment: str, rows: Sequence[ClickRow], objects: Sequence[Clic
                embeddings: EmbeddingCache | None = None) -> list[StoredRun]:
     """The stored session of each row, in order; what the store has is read, the rest is played and stored one by one.
 
-    objects: in the sequence that is played, `order` names it. name: of the set. The table "clicks" of a run is its session.
+    experiment: under which name runs are sought and stored. objects: in the sequence that is played, `order` names it. name: of the set.
+    model: never changed itself. goal: when to stop. preset: the name that goes with the run. simulated: whether the objects are.
+    embeddings: a cache that all rows share, or None. The table "clicks" of a run is its session.
+    Raises `ParameterError` when two rows have one name, `StoreError` when the store cannot be written.
     """
     if len({row.method for row in rows}) < len(rows):
         raise ParameterError(f"{experiment}: rows {[row.method for row in rows]} have one name twice; a table tells them apart by name")
@@ -213,7 +231,12 @@ def run_clicks(experiment: str, rows: Sequence[ClickRow], objects: Sequence[Clic
 
 
 def object_set(name: str, count: int, root: Path | str | None = None, seed: int = 0) -> tuple[list[ClickObject], bool]:
-    """(objects, simulated) of a set of `data.objects`; `seed` is that of the procedural ones. Raises `ParameterError` or `DataError`."""
+    """(objects, simulated) of a set of `data.objects`. name: of `OBJECT_SETS` or `PROCEDURAL_SETS`. count: how many at most,
+    1 or more.
+
+    root: the folder of a real set, None for the usual search order. seed: of the procedural ones. simulated: True of drawn pictures.
+    Raises `ParameterError` for an unknown name or a count below 1, `DataError` where real data is missing.
+    """
     if name in PROCEDURAL_SETS:
         return procedural_objects(name, count, seed), True
     if name not in OBJECT_SETS:

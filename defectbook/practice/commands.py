@@ -23,7 +23,7 @@ from ..core import DefectbookError, ParameterError, nearest, unknown
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line with a suggestion; exit code 2 as usual.
 
-    usual: the action that is meant when none of its actions is named.
+    args, options: those of `argparse.ArgumentParser`. usual: the action that is meant when none of its actions is named.
     """
 
     def __init__(self, *args: Any, usual: str = "", **options: Any):
@@ -66,7 +66,7 @@ def add_output_options(parser: argparse.ArgumentParser) -> argparse.ArgumentPars
 
 
 def remark(args: argparse.Namespace, text: str) -> None:
-    """Something worth knowing that is not the result: to standard error, unless quiet."""
+    """Something worth knowing that is not the result: `text` goes to standard error, unless `args.quiet`."""
     if not args.quiet:
         print(text, file=sys.stderr)
 
@@ -114,7 +114,7 @@ def _advice(counts: dict[str, int], args: argparse.Namespace) -> str:
 
 
 def add_sweep(commands: argparse._SubParsersAction) -> list[argparse.ArgumentParser]:
-    """`defectbook sweep FILE.yaml`; returns its parser in a list."""
+    """`defectbook sweep FILE.yaml`; returns its parser in a list. commands: what `add_subparsers` of the main parser returned."""
     sweep = commands.add_parser(
         "sweep", help="run a grid of experiments", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Run the cells of a grid, each in its own process; finished cells are skipped, so starting again resumes.",
@@ -243,7 +243,10 @@ def _export(args: argparse.Namespace) -> None:
 
 # %% ../../nbs/practice/64b_commands.ipynb #21d54454
 def add_runs(commands: argparse._SubParsersAction) -> list[argparse.ArgumentParser]:
-    """`defectbook runs list | show | diff | table | verify | gc | export`; returns their parsers."""
+    """`defectbook runs list | show | diff | table | verify | gc | export`; returns their parsers.
+
+    commands: what `add_subparsers` of the main parser returned.
+    """
     runs = commands.add_parser("runs", usual="list", help="look into the store of runs, and after it", description="The stored runs.",
                                formatter_class=argparse.RawDescriptionHelpFormatter, epilog="examples:\n  defectbook runs patchcore_elpv\n"
                                "  defectbook runs table pni_mvtec --metric pixel_auroc\n  defectbook runs diff 3f2a 9c51\n"
@@ -345,7 +348,7 @@ def _info(args: argparse.Namespace) -> None:
 
 
 def add_info(commands: argparse._SubParsersAction) -> list[argparse.ArgumentParser]:
-    """`defectbook info`; returns its parser in a list."""
+    """`defectbook info`; returns its parser in a list. commands: what `add_subparsers` of the main parser returned."""
     info = commands.add_parser("info", help="versions, device, found data and weights, and how to get what is missing",
                                description="What this machine has, what is missing, and how to get it.", epilog="example: defectbook info --json")
     info.set_defaults(command=_info)

@@ -35,8 +35,9 @@ READER_OPTIONS: dict[str, dict[str, Any]] = {"deeppcb": {"masks": "boxes"}}  # b
 
 def open_sets(dataset: str, category: str = "all", root: Path | str | None = None, at_most: Mapping[str, int | None] | None = None,
               crop: tuple[int, int] | None = None, seed: int = 0) -> Iterator[Dataset]:
-    """The categories of `dataset` one by one, or only `category`. crop: (resize, crop) as in `views.centre_crop`, or None.
+    """The categories of `dataset` one by one, or only `category`. crop: (resize, crop) in px as in `views.centre_crop`, or None.
 
+    dataset: a name of the catalogue. category: "all" and "" open every one. root: its folder, None for the usual search order.
     at_most: largest numbers of images by split. seed: decides the reader's split. Raises as `catalogue.load`.
     """
     at_most = dict(at_most or {})
@@ -69,7 +70,8 @@ def study(run: Run, points: int = 200, bins: int = 60) -> tuple[dict[str, float]
 
     Figures: errors of images at the run's own threshold and at the oracle's, of pixels at the oracle's, and pixel average precision.
     Tables: "kinds" (see `by_kind`); where pixels are known "pr_curve" (recall, precision, threshold) and "histogram" (low, high, normal,
-    defective).
+    defective). points: steps of the curve at most. bins: of the histogram.
+    Raises `DataError` without a defective test image, `ParameterError` for points or bins below 1 where they are needed.
     """
     labels = np.array([sample.label > 0 for sample in run.samples])
     asked = [name for name in metrics_for(run.dataset) if name != "pixel_f1_max"]
@@ -132,7 +134,7 @@ def fit_folder(store: RunStore, identity: Mapping[str, Any]) -> Path:
 # %% ../../nbs/practice/62c_comparisons.ipynb #8ca8d834
 @dataclass(frozen=True)
 class Row:
-    """One line of a comparison.
+    """One line of a comparison. method: its name in the table.
 
     identity: a JSON mapping of what decides its result, the data apart. make: gives the fitted detector and the seconds spent on it.
     """
@@ -152,8 +154,9 @@ def run_rows(experiment: str, rows: Sequence[Row], dataset: Dataset, store: RunS
              verbose: bool = True) -> list[StoredRun]:
     """The stored run of each row, in order; rows that the store has are read, the others are made, judged and stored one by one.
 
-    parameters: what a table shall tell of the run beside data set, category, method, seed and preset. also: experiments whose stored
-    runs of the same identity are taken too.
+    experiment: under which name runs are sought and stored. device, preset: told in the provenance. parameters: what a table shall tell of the
+    run beside data set, category, method, seed and preset. also: experiments whose stored runs of the same identity are taken too.
+    verbose: print a line a row, with its figures.
     Raises `ParameterError` when two rows have one name, `StoreError` when the store cannot be written, and what the detectors raise.
     """
     if len({row.method for row in rows}) < len(rows):

@@ -25,7 +25,10 @@ def image_dice(run: StoredRun) -> np.ndarray | None:
 
 
 def percent_interval(values: Sequence[float], resamples: int = 1000) -> str:
-    """The bootstrap interval of the mean in percent, "[54.5, 60.9]"; "-" where all values are one."""
+    """The 95 % bootstrap interval of the mean in percent, "[54.5, 60.9]"; "-" where all values are one.
+
+    values: fractions, one an image. resamples: bootstrap draws, at least 100. Raises `DataError` for a value that is not finite.
+    """
     if len(set(values)) < 2:
         return "-"
     found = bootstrap_interval(_mean, np.asarray(values), resamples=resamples, rng=0)
@@ -33,7 +36,10 @@ def percent_interval(values: Sequence[float], resamples: int = 1000) -> str:
 
 
 def compare_dice(first: StoredRun, second: StoredRun, resamples: int = 1000) -> Comparison:
-    """The mean Dice of the first run less the second's, over the same images."""
+    """The mean Dice of the first run less the second's, over the same images, by paired bootstrap.
+
+    resamples: draws, at least 100. Raises `DataError` for a run without pixel truth, and for runs with other numbers of images.
+    """
     return paired_bootstrap(_mean, image_dice(first), image_dice(second), resamples=resamples, rng=0)
 
 
@@ -42,13 +48,19 @@ def _mean(values: np.ndarray) -> float:
 
 
 def printed_dice(table: str, column: str | None = None) -> pd.Series:
-    """PAEDID's Table "1" or "2" in percent, by the printed method's name; column: the product, where there are two."""
+    """The numbers of PAEDID's table, "1" or "2", in percent, by the printed method's name. column: the product, where there are two, as printed.
+
+    Raises `ParameterError` for a table that PAEDID has not.
+    """
     cells = published("PAEDID", table)
     return (cells if column is None else cells[cells.column == column]).set_index("row").number
 
 
 def side_by_side(panels: Mapping[str, Panel], titles: Sequence[str]) -> Figure:
-    """Panels below one another, each under its own words (a method's name and figures) instead of the panel's. Raises as `figure_of`."""
+    """Panels below one another, each under its own words (a method's name and figures) instead of the panel's. Raises as `figure_of`.
+
+    panels: words -> panel, from the top. titles: of the pictures in a panel, from the left.
+    """
     figure = figure_of(list(panels.values()), titles)
     for axis, words in zip(figure.axes, panels, strict=True):
         axis.texts[0].set_text(words)

@@ -112,7 +112,9 @@ class ExperimentError(DefectbookError):
 def run_experiment(name: str, parameters: Mapping[str, Any] | None = None, output: Path | str = "_runs", live: bool = True) -> Path:
     """Run an experiment notebook with `parameters` through papermill; returns the executed notebook.
 
-    output: folder for executed notebooks. live: pass the kernel's output on. Raises `DefectbookError` as raised inside.
+    name: as in `find_experiment`. output: folder for executed notebooks. live: pass the kernel's output on.
+    Raises `ParameterError` for an unknown name, wrong parameters or a missing papermill, `StoreError` when `output` cannot be made; what is
+    raised inside: a `DefectbookError` as its own kind, anything else as `ExperimentError`.
     """
     import sys
 

@@ -35,7 +35,10 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Parity:
-    """What the gate found: the largest difference relative to the largest value, and seconds an image (batch 1, CPU) of both."""
+    """What the gate found. path: of the file. difference: the largest one, relative to the largest value; it is at most the tolerance.
+
+    torch_seconds, onnx_seconds: of one image (batch 1, CPU), the fastest of the trials.
+    """
 
     path: Path
     difference: float
@@ -55,7 +58,7 @@ def _packages() -> tuple[Any, Any]:
 
 
 def trial_images(side: int, count: int = 3, seed: int = 0) -> list[np.ndarray]:
-    """uint8 (side, side, 3): noise, a black image with a white square, and coarse noise, in turn."""
+    """`count` images uint8 (side, side, 3): noise, a black image with a white square, and coarse noise, in turn."""
     import cv2
 
     rng, images = generator(seed, "export"), []
@@ -117,7 +120,10 @@ def export_checked(graph: nn.Module, answer: Callable[[np.ndarray], np.ndarray],
 
 # %% ../../nbs/practice/63g_export.ipynb #c29291b7
 class FeatureGraph(nn.Module):
-    """uint8 (1, S, S, 3) to patch embeddings float32 (1, h, w, C), for S = `image_size`. options: of `embed_patches`."""
+    """uint8 (1, S, S, 3) to patch embeddings float32 (1, h, w, C), for S = `image_size` in px. backbone: copied to the CPU.
+
+    options: of `embed_patches`.
+    """
 
     def __init__(self, backbone: Backbone, image_size: int, **options: Any):
         super().__init__()
@@ -134,9 +140,10 @@ class FeatureGraph(nn.Module):
 
 
 def export_features(backbone: Backbone, path: Path | str, image_size: int = 256, tolerance: float = TOLERANCE, **options: Any) -> Parity:
-    """Write `backbone` with `embed_patches` (its options: pool, grid) as ONNX.
+    """Write `backbone` with `embed_patches` (its options: pool, grid) as ONNX for images of `image_size` x `image_size` px.
 
-    Raises as `export_checked`, and `ParameterError` for pooling="flattened", whose uneven averages no ONNX operator has.
+    tolerance: the largest difference relative to the largest value. Raises as `export_checked`, and `ParameterError` for pooling="flattened",
+    whose uneven averages no ONNX operator has.
     """
     if options.get("pooling", "channel") != "channel":
         raise ParameterError(f"pooling={options['pooling']!r} cannot be written as ONNX; export a detector with pooling='channel'")
@@ -147,7 +154,10 @@ def export_features(backbone: Backbone, path: Path | str, image_size: int = 256,
 
 # %% ../../nbs/practice/63g_export.ipynb #2bfb1f62
 class ProsGraph(nn.Module):
-    """uint8 (1, S, S, 3) to the probability of a defect float32 (1, S, S), by an adapted SAM with its empty prompt as constants."""
+    """uint8 (1, S, S, 3) to the probability of a defect float32 (1, S, S), by an adapted SAM with its empty prompt as constants.
+
+    network: of a fitted `PROS`, copied to the CPU. S: the side that it works at, in px.
+    """
 
     def __init__(self, network: AdaptedSam):
         super().__init__()
@@ -175,7 +185,10 @@ class ProsGraph(nn.Module):
 
 
 def export_pros(segmenter: PROS, path: Path | str, tolerance: float = TOLERANCE) -> Parity:
-    """Write a fitted PROS segmenter as ONNX. Raises as `export_checked`, and `ParameterError` before `fit`."""
+    """Write a fitted PROS segmenter as ONNX, for images of its own side. tolerance: the largest difference relative to the largest probability.
+
+    Raises as `export_checked`, and `ParameterError` before `fit`.
+    """
     check_fitted(segmenter)
     about = {"what": "probability of a defect", "method": "PROS", "version": segmenter.version,
              "parameters": {name: value for name, value in segmenter.parameters.items() if name != "checkpoint"}}

@@ -108,7 +108,10 @@ def _fit(args: argparse.Namespace) -> None:
 
 
 def add_fit(commands: argparse._SubParsersAction) -> list[argparse.ArgumentParser]:
-    """`defectbook fit METHOD IMAGES... --out MODEL_DIR`; returns its parser in a list."""
+    """`defectbook fit METHOD IMAGES... --out MODEL_DIR`; returns its parser in a list.
+
+    commands: what `add_subparsers` of the main parser returned.
+    """
     fit = commands.add_parser(
         "fit", help="fit a detector to good images", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Fit a detector to normal images, set its threshold on a part held out, and save both as a new folder.",

@@ -60,14 +60,18 @@ def schedule_of(sizes: Mapping[str, Any]) -> Schedule:
 
 
 def open_foils(sizes: Mapping[str, Any], reading: str = "normals", annotation: str = "flawed") -> tuple[Regions, Regions]:
-    """(training, validation) regions of the foils at these sizes; masks are the "flawed" annotation or the "truth"."""
+    """(training, validation) regions of the foils at these sizes; masks are the "flawed" annotation or the "truth".
+
+    sizes: as `sizes_of` gives them; of these `foils` (how many) and `side` (px) count. reading: what a network sees, see `read_channels`.
+    Raises `ParameterError` for an unknown annotation or reading.
+    """
     if annotation not in ANNOTATIONS:
         raise ParameterError(unknown("annotation", annotation, ANNOTATIONS))
     return foil_regions(Foils(sizes["foils"], (sizes["side"],) * 2, FOIL_SEED, annotation=ANNOTATIONS[annotation]), reading)
 
 # %% ../../nbs/practice/62p_foil_rows.ipynb #0fba5209
 def count_claims(claims: np.ndarray, reference: np.ndarray) -> Counts:
-    """One-vs-rest `Counts` (K,) of claims bool (K, H, W) of the classes 1 .. K against class indices (H, W)."""
+    """One-vs-rest `Counts` (K,) of claims bool (K, H, W) of the classes 1 .. K. reference: class indices (H, W), 0 is the background."""
     columns = []
     for kind, claimed in enumerate(claims, 1):
         there = reference == kind
@@ -77,7 +81,7 @@ def count_claims(claims: np.ndarray, reference: np.ndarray) -> Counts:
 
 
 def references(regions: Regions) -> dict[str, Sequence[np.ndarray]]:
-    """What answers are held against: "annotation", and "truth" where it is known."""
+    """What the answers for `regions` are held against: "annotation", and "truth" where it is known; masks of class indices, in order."""
     return {"annotation": regions.masks, **({} if regions.truths is None else {"truth": regions.truths})}
 
 
@@ -115,7 +119,7 @@ def rate_rows(counts: Counts, classes: Sequence[str], prefix: str = "") -> list[
 
 
 def count_table(counts: Mapping[str, Counts], classes: Sequence[str], **fixed: Any) -> pd.DataFrame:
-    """Long form of reference -> counts (K,): columns of `fixed`, reference, class, tp, fp, fn, tn."""
+    """Long form of reference -> counts (K,): columns of `fixed`, reference, class, tp, fp, fn, tn. classes: the names of the K defects."""
     return pd.DataFrame([{**fixed, "reference": reference, "class": name, **{short: int(getattr(found, short)[k]) for short in NAMES}}
                          for reference, found in counts.items() for k, name in enumerate(classes)])
 
@@ -123,7 +127,8 @@ def count_table(counts: Mapping[str, Counts], classes: Sequence[str], **fixed: A
 def stability_rows(tables: Mapping[int, Counts], start: int, step: int) -> list[tuple[str, str, float]]:
     """(category, metric, value) of PSoI over kept iterations: the standard deviation of each rate's mean over classes (FOIL, Table 4.1).
 
-    tables: iteration -> counts (K,). NaN where some iteration has no defined value, or where fewer than two are kept.
+    tables: iteration -> counts (K,), iterations rising. start, step: which of them count, see `psoi`.
+    NaN where some iteration has no defined value, or where fewer than two are kept. Raises `DataError` where `tables` lacks one of them.
     """
     rows = []
     for metric, ratio in RATES.items():
@@ -162,9 +167,12 @@ def region_dice(counts: Counts) -> np.ndarray:
 
 
 def choose_regions(counts: Mapping[str, Counts], regions: Regions) -> dict[str, int]:
-    """Which regions to show, by rule: "best", "median" and "worst" by Dice on the annotation, "most disputed" where the truth speaks most for
-    the model and against the annotator, and two that are the same for all models: "most overlooked" (most defective pixels that the annotator
-    left out) and "most cavities" (most pixels annotated as the rarest class)."""
+    """Which of `regions` to show, by rule: choice -> index. counts: "annotation" and, where it is known, "truth" -> `Counts` (regions, K).
+
+    "best", "median" and "worst" by Dice on the annotation, "most disputed" where the truth speaks most for the model and against the annotator,
+    and two that are the same for all models: "most overlooked" (most defective pixels that the annotator left out) and "most cavities" (most
+    pixels annotated as the rarest class). Without a truth "most disputed" and "most overlooked" are missing.
+    """
     dice = region_dice(counts["annotation"])
     order = np.argsort(-dice, kind="stable")
     chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
@@ -185,7 +193,7 @@ def as_picture(image: np.ndarray) -> np.ndarray:
 def three_way_panels(label: str, regions: Regions, answers: Sequence[np.ndarray], counts: Mapping[str, Counts]) -> list[Panel]:
     """Input, annotation, truth where it is known, and prediction of the regions that `choose_regions` names.
 
-    label: the model's name. answers: its scores (classes, H, W) of all regions.
+    label: the model's name. answers: its scores (classes, H, W) of all regions. counts: as in `choose_regions`.
     """
     dice, panels = region_dice(counts["annotation"]), []
     for choice, index in choose_regions(counts, regions).items():
@@ -199,7 +207,9 @@ def three_way_panels(label: str, regions: Regions, answers: Sequence[np.ndarray]
 def describe_classes(training: Regions, validation: Regions, recipe_name: str) -> pd.DataFrame:
     """One row a class: annotated and true pixels of both parts, and `weight` in the loss, 1 without weights.
 
+    training, validation: the parts; the weights are those of the training part. recipe_name: a key of `RECIPES`.
     Binary models: `weight` in the class's own network and `rest`, that of all others there; 0 for the background, which has none.
+    Raises `ParameterError` for an unknown recipe, `DataError` where a weighted class has no pixel to learn from.
     """
     recipe, pixels = find_recipe(recipe_name), training.pixels()
     rows = {"class": list(training.classes)}
@@ -221,8 +231,12 @@ def _weights_or_ones(recipe: Recipe, regions: Regions) -> np.ndarray:
 
 
 def describe_patches(training: Regions, recipe_name: str, schedule: Schedule, seed: int) -> pd.DataFrame:
-    """The first round's patches, one row a class and network: how many `patches`, of them `distinct`, `samples` that show the class, and its
-    `pixels` (FOIL, Tables 3.3 to 3.5)."""
+    """The first round's patches, one row a class and network (FOIL, Tables 3.3 to 3.5).
+
+    Columns network, patches (how many), distinct (of them), class, samples (patches that show the class) and pixels (of it in them).
+    training: the regions. recipe_name: a key of `RECIPES`. schedule: gives the patches' size, number and spacing.
+    Raises `ParameterError` for an unknown recipe, `DataError` as `patch_batches`.
+    """
     recipe, rows = find_recipe(recipe_name), []
     tasks = [training.only(kind) for kind in range(1, len(training.classes))] if recipe.binary else [training]
     for task in tasks:
@@ -240,7 +254,8 @@ def describe_patches(training: Regions, recipe_name: str, schedule: Schedule, se
 def shifted_counts(segmenter: ImbalancedSegmenter, regions: Regions, answers: Sequence[np.ndarray], prior: np.ndarray) -> pd.DataFrame:
     """The counts of one network whose answers are shifted by tau times the log prior after training, for each of `TAUS`; empty for binary models.
 
-    What of a recipe's effect could have been had without training again.
+    What of a recipe's effect could have been had without training again. regions, answers: what was judged, and the scores (classes, H, W) of
+    each. segmenter: tells how scores become claims. prior: the classes' shares of the training pixels, (classes,). Columns as `count_table`.
     """
     if segmenter.recipe.binary:
         return pd.DataFrame(columns=["tau", "reference", "class", *NAMES])
@@ -257,6 +272,7 @@ def shifted_counts(segmenter: ImbalancedSegmenter, regions: Regions, answers: Se
 def agreement_table(segmenter: ImbalancedSegmenter, regions: Regions, answers: Sequence[np.ndarray]) -> pd.DataFrame:
     """Pixels of each defect class by whether they are called, annotated and true, on all regions: columns class, called, annotated, true, pixels.
 
+    segmenter: tells how scores become claims. answers: its scores (classes, H, W) of each region.
     What is called and true but not annotated counts as a false alarm on the annotation, and is none. Empty where no truth is known.
     """
     columns = ["class", "called", "annotated", "true", "pixels"]
@@ -284,7 +300,10 @@ def confusion_table(regions: Regions, answers: Sequence[np.ndarray]) -> pd.DataF
 
 # %% ../../nbs/practice/62p_foil_rows.ipynb #ce830dec
 def foil_identity(model: str, sizes: Mapping[str, Any], seed: int, reading: str, annotation: str) -> dict[str, Any]:
-    """What decides the result of a run."""
+    """What decides the result of a run, a JSON mapping: model (a key of `RECIPES`), recipe, schedule, foils, seed and the method's version.
+
+    sizes: as `sizes_of` gives them. reading, annotation: as in `open_foils`. Raises `ParameterError` for an unknown model.
+    """
     foils = {"count": sizes["foils"], "side": sizes["side"], "seed": FOIL_SEED}
     return {"model": model, "recipe": asdict(find_recipe(model)), "schedule": asdict(schedule_of(sizes)), "foils": foils, "reading": reading,
             "annotation": annotation, "seed": seed, "version": ImbalancedSegmenter.version}
@@ -294,8 +313,9 @@ def run_foil(experiment: str, model: str, store: RunStore, *, preset: str = "sma
              annotation: str = "flawed", device: str = "auto") -> StoredRun:
     """The stored run of a model of `RECIPES`; what the store has is read, the rest is trained, judged and stored. A killed one goes on.
 
+    experiment: under which name runs are sought and stored. preset: a key of `SIZES`. reading: what the networks see, see `read_channels`.
     annotation: what it is trained on and first judged by, "flawed" or "truth". Raises `ParameterError` for unknown names, `StoreError` when the
-    store cannot be written.
+    store cannot be written, and what the fit raises.
     """
     sizes, recipe, channels = sizes_of(preset), find_recipe(model), count_channels(reading)
     identity = foil_identity(model, sizes, seed, reading, annotation)
@@ -322,8 +342,11 @@ def run_foil(experiment: str, model: str, store: RunStore, *, preset: str = "sma
 
 def judge_run(segmenter: ImbalancedSegmenter, training: Regions, validation: Regions,
               reading: str = "normals") -> tuple[Run, dict[str, pd.DataFrame], list[Panel]]:
-    """(the run, its tables, its panels) of a fitted segmenter: every kept iteration is judged, the last one in detail, and the last one on the
-    training regions too (table "fitted"): what is better there was learned by heart."""
+    """(the run, its tables, its panels) of a fitted segmenter: every kept iteration is judged on `validation`, the last one in detail.
+
+    The last one is judged on the training regions too (table "fitted"): what is better there was learned by heart. reading: what the segmenter
+    sees of the foils, told as the run's category and kind. Raises `ParameterError` for a segmenter that is not fitted.
+    """
     classes, schedule, seed = validation.classes[1:], segmenter.schedule, segmenter.seed
     checkpoints: dict[int, dict[str, Counts]] = {}
     for iteration in progress(segmenter.kept, "judging"):  # in order: the last one's answers are used again below

@@ -33,7 +33,8 @@ def foil_runs(store: RunStore, experiment: str = "foil_models", preset: str = "s
               by: str = "model", **told: Any) -> dict[str, list[StoredRun]]:
     """Name -> its stored runs of one preset and annotation, by seed; models in the order of `RECIPES`.
 
-    by: the parameter that tells rows apart, such as "model" or "reading". told: other parameters the runs must have, such as model="baseline".
+    experiment: its name in the store. by: the parameter that tells rows apart, such as "model" or "reading". told: other parameters the runs
+    must have, such as model="baseline". Raises `StoreError` for a run that cannot be read.
     """
     found: dict[str, list[StoredRun]] = {}
     wanted = {"preset": preset, "annotation": annotation, **told}
@@ -61,7 +62,10 @@ def read_counts(run: StoredRun, reference: str = "annotation", table: str = "reg
 
 
 def region_counts(runs: Sequence[StoredRun], reference: str = "annotation") -> Counts:
-    """`Counts` (regions, defect classes) added over the trainings of one model."""
+    """`Counts` (regions, defect classes) added over the trainings of one model. runs: its stored ones, at least one.
+
+    reference: "annotation" or "truth". Raises as `read_counts`.
+    """
     counts = [read_counts(run, reference) for run in runs]
     return sum(counts[1:], counts[0])
 
@@ -81,7 +85,11 @@ def class_rates(counts: Counts, metric: str) -> np.ndarray:
 
 
 def rate_table(runs: Mapping[str, Sequence[StoredRun]], reference: str = "annotation", metrics: Sequence[str] = tuple(MEASURES)) -> pd.DataFrame:
-    """The rates of every model, averaged over its trainings: one row a model, columns (metric, class) with "mean" as the last class."""
+    """The rates of every model, averaged over its trainings: one row a model, columns (metric, class) with "mean" as the last class.
+
+    runs: model -> its stored runs. reference: "annotation" or "truth". metrics: some of `MEASURES`. NaN where one training has none.
+    Raises as `read_counts`, and `ParameterError` for an unknown metric.
+    """
     def rates(run: StoredRun) -> np.ndarray:
         counts = read_counts(run, reference).sum(0)
         return np.concatenate([class_rates(counts, metric) for metric in metrics])
@@ -123,7 +131,9 @@ def compare_models(first: Sequence[StoredRun], second: Sequence[StoredRun], metr
                    resamples: int = 1000) -> Comparison:
     """The first model's `metric` less the second's, paired bootstrap over regions. kind: a defect, or "mean".
 
-    Raises `DataError` where a draw leaves the metric undefined, as precision is for a model that never calls the defect.
+    first, second: the runs of each. metric: one of `MEASURES`. reference: "annotation" or "truth". resamples: draws, at least 100.
+    Raises `DataError` where a draw leaves the metric undefined, as precision is for a model that never calls the defect, and `ParameterError`
+    for an unknown name.
     """
     place = _place(kind)
     regions = [_packed(region_counts(runs, reference)).swapaxes(0, 1) for runs in (first, second)]
@@ -133,7 +143,7 @@ def compare_models(first: Sequence[StoredRun], second: Sequence[StoredRun], metr
 def stability_table(runs: Mapping[str, Sequence[StoredRun]]) -> pd.DataFrame:
     """PSoI (mean over trainings) and PSoMT of each model's class means, one row a model: columns psoi_tpr .. psomt_precision, trainings.
 
-    NaN where a mean is undefined, and for PSoMT of one training.
+    runs: model -> its stored runs. NaN where a mean is undefined, and for PSoMT of one training. Raises `StoreError` for a run without them.
     """
     rows = {}
     for name, found in runs.items():
@@ -158,7 +168,8 @@ def printed_stability() -> pd.DataFrame:
 def heart_table(runs: Mapping[str, Sequence[StoredRun]], metric: str = "dice", kind: str = "cavity") -> pd.DataFrame:
     """`metric` of one defect on the training regions and on the validation regions, by the annotation, averaged over trainings.
 
-    Columns fitted, validation, gap, and `repeats`, how many times the first round shows a patch on average.
+    runs: model -> its stored runs. metric: one of `MEASURES`. kind: the defect, or "mean".
+    Columns fitted, validation, gap, and `repeats`, how many times the first round shows a patch on average. Raises as `read_counts`.
     """
     place, rows = _place(kind), {}
     for name, found in runs.items():
@@ -170,7 +181,7 @@ def heart_table(runs: Mapping[str, Sequence[StoredRun]], metric: str = "dice", k
 
 # %% ../../nbs/practice/62s_foil_tables.ipynb #1118a265
 def disputed_table(runs: Mapping[str, Sequence[StoredRun]]) -> pd.DataFrame:
-    """Shares of pixels on which annotation and truth disagree about a model's claims: one row a model and defect.
+    """Shares of pixels on which annotation and truth disagree about a model's claims: one row a model and defect. runs: model -> its stored runs.
 
     real: of what the annotation calls false alarms, the share that is a defect. absent: of what it calls misses, the share that is sound.
     sound: of what it calls hits, the share that is sound. NaN where there is nothing to divide.
@@ -191,7 +202,7 @@ def disputed_table(runs: Mapping[str, Sequence[StoredRun]]) -> pd.DataFrame:
 def rank_agreement(first: pd.Series, second: pd.Series) -> tuple[float, int, float]:
     """(Kendall's tau, pairs of models in another order, share of all pairs) of two columns over the same models; ties count as kept.
 
-    Raises `ParameterError` for fewer than two models in common.
+    first, second: a figure by model; a model that lacks one of them is left out. Raises `ParameterError` for fewer than two models in common.
     """
     both = pd.concat([first, second], axis=1, keys=["first", "second"]).dropna()
     if len(both) < 2:
@@ -204,6 +215,7 @@ def rank_agreement(first: pd.Series, second: pd.Series) -> tuple[float, int, flo
 def agreement_interval(runs: Mapping[str, Sequence[StoredRun]], metric: str = "dice", kind: str = "mean", resamples: int = 500) -> Interval:
     """Kendall's tau between the models' order by the annotation and by the truth, with its bootstrap interval over regions.
 
+    runs: model -> its stored runs. metric: one of `MEASURES`. kind: a defect, or "mean". resamples: draws, at least 100.
     Raises `DataError` where some model's metric is undefined on a draw.
     """
     place = _place(kind)
@@ -219,7 +231,10 @@ def agreement_interval(runs: Mapping[str, Sequence[StoredRun]], metric: str = "d
 
 # %% ../../nbs/practice/62s_foil_tables.ipynb #b28d0a1f
 def panel_parts(strip: np.ndarray) -> dict[str, np.ndarray]:
-    """The pictures of a region's panel with a truth, uint8 (H, W, 3) -> input, annotation, truth and prediction; see `region_panel`."""
+    """The pictures of a region's panel with a truth, by name: input, annotation, truth and prediction, each uint8 (H, W, 3).
+
+    strip: the panel's picture uint8, two by two with gutters between, as `region_panel` makes it.
+    """
     names, height, width = ("input", "annotation", "truth", "prediction"), (len(strip) - GUTTER) // 2, (strip.shape[1] - GUTTER) // 2
     corners = [(row, column) for row in (0, height + GUTTER) for column in (0, width + GUTTER)]
     return {name: strip[row:row + height, column:column + width] for name, (row, column) in zip(names, corners, strict=True)}

@@ -21,7 +21,10 @@ from .experiments import check_parameters, default_parameters, find_experiment
 # %% ../../nbs/practice/62n_grids.ipynb #a87f2654
 @dataclass(frozen=True)
 class Cell:
-    """One run of a grid. given: the parameters that differ from the notebook's defaults, checked. varied: the names a table shows."""
+    """One run of a grid. experiment: its name, or its notebook's path. notebook: the file.
+
+    given: the parameters that differ from the notebook's defaults, checked. varied: the names a table shows.
+    """
 
     experiment: str
     notebook: Path
@@ -59,8 +62,8 @@ GRID_KEYS = {"experiment": "a name or a notebook's path", "fixed": "a mapping fr
 class Grid:
     """The cells of a sweep file, and what the file says of the machine; None where it says nothing.
 
-    store: the folder for runs, "" for the usual one. threads: a process. memory: GB a process. gpus: a cell, with Ray. timeout: seconds that a
-    cell may take.
+    store: the folder for runs, "" for the usual one. processes: at a time. threads: a process. memory: GB a process. gpus: a cell, with Ray.
+    timeout: seconds that a cell may take. duplicates: how many cells the file names once more; they run once.
     """
 
     file: Path

@@ -96,7 +96,10 @@ MAP_FORMATS = ("png16", "npy", "none")
 
 
 def encode_map(anomaly_map: np.ndarray, map_range: tuple[float, float]) -> tuple[bytes, float]:
-    """A map float32 (H, W) as a 16-bit PNG, and the share of its pixels that were clipped. map_range: see `normal_range`."""
+    """A map float32 (H, W) as a 16-bit PNG, and the share of its pixels that were clipped. anomaly_map: raw, larger is more anomalous.
+
+    map_range: (low, high), see `normal_range`; the levels reach from one such range below low to seven above it.
+    """
     low, high = map_range
     floor, step = 2 * low - high, 8 * (high - low) / 65535
     levels = np.rint((anomaly_map - floor) / step)
@@ -139,8 +142,9 @@ def choose_threshold(stored: Threshold | None, detector: Any, score: float | Non
                      tiling: Tiling | None = None) -> Threshold:
     """The threshold to use: the stored one (a segmenter's is even odds), with `score` and `pixel` in its place where they are given.
 
-    Without a stored one both must be given; the range of maps is then taken as twice `pixel`. Raises `ParameterError` when something is
-    missing, or the stored one was set with another tiling.
+    stored: what `load_threshold` found beside the model, or None; without it both must be given, and the range of maps is taken as twice `pixel`.
+    detector: the one that predicts, loaded, perhaps `Tiled`. tiling: the one that it predicts with, or None. Raises `ParameterError` when
+    something is missing, or the stored one was set with another tiling.
     """
     inner = detector.detector if isinstance(detector, Tiled) else detector
     base = stored or (EVEN_ODDS if isinstance(inner, SegmenterDetector) else None)
@@ -239,7 +243,10 @@ class _Journal:
 # %% ../../nbs/practice/63f_inference.ipynb #0d2b4952
 @dataclass(frozen=True)
 class Predictions:
-    """table: one row an image, see `COLUMNS`. folder: where everything lies. done, kept, failed: images of this call."""
+    """What `predict_folder` made. table: one row an image, see `COLUMNS`. folder: where everything lies. threshold: the one that was applied.
+
+    done, kept, failed: images of this call that were predicted, were there before, and could not be read or judged.
+    """
 
     table: pd.DataFrame
     folder: Path
@@ -255,7 +262,8 @@ def predict_folder(model: Path | str, images: Sequence[Path | str], out: Path | 
     """Apply the detector saved in folder `model` to `images` (files, folders); results go to `out`. The same call resumes.
 
     threshold, mask_threshold: on scores and map values in place of those beside the model. tiling: by default the one that the stored
-    threshold was set with. maps: "png16", "npy" or "none". replace: remove what other predictions left in `out`.
+    threshold was set with. maps: "png16", "npy" or "none". overlays: also write pictures of the maps laid over the images. weights: of the
+    backbone, by default the usual search. replace: remove what other predictions left in `out`.
     Images that cannot be read are rows with an `error`, and tried again by the next call. Raises `ParameterError` for a missing threshold or a
     folder that holds something else, `DataError` for no image or one that has changed since, `WeightsError`, `StoreError`.
     """

@@ -69,7 +69,10 @@ def sizes_of(preset: str, product: str = "elpv") -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Product:
-    """A data set at the working size, and images with simulated cracks, drawn on its validation images, to tune on."""
+    """A data set at the working size, and what to tune on. dataset: its train and validation are normal.
+
+    tuning: images with simulated cracks, drawn on its validation images.
+    """
 
     dataset: Dataset
     tuning: Sequence[Sample]
@@ -79,6 +82,7 @@ def open_product(name: str, sizes: Mapping[str, Any], category: str = "", truth:
                  seed: int = 0) -> Product:
     """The product `name` (see the table above). truth: "simulated" cracks its sound test images, "real" keeps its own test.
 
+    sizes: as `sizes_of` gives them. category: of a real set, "" for the reader's own choice. root: its folder, None for the usual search order.
     Of fewer than 2 * sizes["tests"] sound test images half are cracked; the notes say how many. Tuning images lie evenly over validation.
     Raises `ParameterError` for an unknown truth, and what the readers raise.
     """
@@ -107,7 +111,10 @@ def open_product(name: str, sizes: Mapping[str, Any], category: str = "", truth:
 # %% ../../nbs/practice/62g_paedid_rows.ipynb #6c889e40
 @dataclass(frozen=True)
 class TunedRow:
-    """identity: a JSON mapping of what decides the result, the data apart. make: gives the fitted candidates and the seconds spent."""
+    """One line of a tuned comparison. method: its name in the table. identity: a JSON mapping of what decides the result, the data apart.
+
+    make: gives the fitted candidates by name or value, among which the tuning images choose, and the seconds spent.
+    """
 
     method: str
     identity: Mapping[str, Any]
@@ -119,7 +126,7 @@ PRINTED = {name: name for name in ("SSIM AE", "MemAE", "PatchCore", "RASL", "PAE
 
 
 class Kitchen:
-    """Makes the methods of PAEDID's tables for one product, each prior once. store: None keeps no fits."""
+    """Makes the methods of PAEDID's tables for one product, each prior once. sizes: as `sizes_of` gives them. store: None keeps no fits."""
 
     def __init__(self, product: Product, sizes: Mapping[str, Any], store: RunStore | None = None, seed: int = 0, device: str = "auto"):
         self.product, self.sizes, self.store, self.seed, self.device = product, sizes, store, seed, device
@@ -208,7 +215,12 @@ SHOWN = ("large", "middle", "small")  # the test images with the largest defect,
 
 
 def judge(detector: Detector, run: Run, threshold: float, rescaled_threshold: float) -> tuple[dict[str, float], pd.DataFrame]:
-    """Dice figures of a run at thresholds chosen before, and a row an image with a defect: name, kind, dice, rescaled_dice, share."""
+    """Dice figures of a run at thresholds chosen before, and a row an image with a defect: name, kind, dice, rescaled_dice, share.
+
+    detector: the one of the run; it is not asked again. threshold: on the maps as they are. rescaled_threshold: on maps that `rescale_each`
+    brought to 0..1. Beside Dice stand the false-alarm areas, and the mean of the maps on and beside defects; a figure that is not finite is
+    left out. Some test image must have an annotated defect.
+    """
     known = [(i, sample) for i, sample in enumerate(run.samples) if sample.mask_source is not None or not sample.label]
     maps, masks = [run.prediction.maps[i] for i, _ in known], [sample.mask for _, sample in known]
     rescaled, shown = rescale_each(maps), [(sample, mask) for (_, sample), mask in zip(known, masks, strict=True) if np.any(mask)]
@@ -226,7 +238,11 @@ def judge(detector: Detector, run: Run, threshold: float, rescaled_threshold: fl
 
 def mask_strip(sample: Sample, background: np.ndarray | None, anomaly_map: np.ndarray, threshold: float, map_range: tuple[float, float],
                tile: int = TILE) -> np.ndarray:
-    """image | annotation | background | map | mask at the threshold, uint8 (tile, 5 * tile + 4 * GUTTER, 3); grey where there is none."""
+    """image | annotation | background | map | mask at the threshold, uint8 (tile, 5 * tile + 4 * GUTTER, 3); grey where there is none.
+
+    sample: gives image and annotation. background: (h, w) or (h, w, 3) in 0..1, or None. anomaly_map: raw, (H, W); `threshold` is on its values,
+    `map_range` (low, high) is where its colours end. tile: the side of a picture in px.
+    """
     size, nothing = (tile, tile), np.full((tile, tile, 3), UNKNOWN_COLOUR, np.uint8)
 
     def flat(mask: np.ndarray | None) -> np.ndarray:
@@ -252,7 +268,10 @@ def shown_images(samples: Sequence[Sample]) -> dict[str, int]:
 
 
 def mask_panels(detector: Detector, run: Run, threshold: float) -> list[Panel]:
-    """The panels of a run with its backgrounds, for the images of `shown_images`."""
+    """The panels of a run with its backgrounds, for the images of `shown_images`. threshold: on map values, for the masks.
+
+    detector: the one of the run; the backgrounds are what its method `backgrounds` gives, grey tiles where it has none.
+    """
     chosen = shown_images(run.samples)
     samples = [run.samples[i] for i in chosen.values()]
     known = getattr(detector, "backgrounds", None)
@@ -268,7 +287,10 @@ def mask_panels(detector: Detector, run: Run, threshold: float) -> list[Panel]:
 
 
 def memory_panels(detector: PAEDID, run: Run, tile: int = TILE) -> list[Panel]:
-    """image | cosine distance by position | patches replaced | D(M'') | D(M'), for the images of `shown_images`: where the memory steps in."""
+    """image | cosine distance by position | patches replaced | D(M'') | D(M'), for the images of `shown_images`: where the memory steps in.
+
+    detector: fitted, on a `PatchPrior`. run: gives the test images. tile: the side of a picture in px.
+    """
     samples = [run.samples[i] for i in shown_images(run.samples).values()]
     images = detector.read(samples).images
     found, everything = detector.prior.retrieve(images), detector.prior.using(1.0).retrieve(images).priors
@@ -305,7 +327,11 @@ def run_tuned(experiment: str, rows: Sequence[TunedRow], product: Product, store
               device: str = "cpu", folds: int = 5, parameters: Mapping[str, Any] | None = None) -> list[StoredRun]:
     """The stored run of each row, in order; what the store has is read, the rest is fitted, tuned, judged and stored one by one.
 
-    Raises `DataError` when no tuning image or no test image has a defect, `StoreError` when the store cannot be written.
+    experiment: under which name runs are sought and stored. rows: such as a `Kitchen` makes. product: data and tuning images. folds: of the
+    cross-validation, see `tune`. preset, device: told in the provenance. parameters: what a table shall tell of the run beside data set,
+    category, method, seed and preset.
+    Raises `DataError` when no test image has a defect, a tuning image has none, or they are fewer than `folds`; `ParameterError` for fewer than two
+    folds; `StoreError` when the store cannot be written.
     """
     dataset, masks, stored = product.dataset, [sample.mask for sample in product.tuning], []
     if not any(sample.label for sample in dataset.test):

@@ -27,13 +27,19 @@ UNKNOWN_COLOUR = 225
 
 
 def colour_map(anomaly_map: np.ndarray, low: float, high: float) -> np.ndarray:
-    """A raw map as uint8 RGB: `low` and below is black, `high` and above is the brightest colour (magma)."""
+    """A raw map as uint8 (H, W, 3) RGB: `low` and below is black, `high` and above is the brightest colour (magma).
+
+    anomaly_map: (H, W). low, high: of its values, low < high.
+    """
     scaled = np.clip((anomaly_map - low) / (high - low), 0, 1)
     return (matplotlib.colormaps["magma"](scaled)[..., :3] * 255).astype(np.uint8)
 
 
 def overlay(image: np.ndarray, anomaly_map: np.ndarray, low: float, high: float) -> np.ndarray:
-    """The image (uint8 RGB) with the map laid over it, the more opaque the higher the map is between `low` and `high`."""
+    """The image (uint8 RGB) with the map laid over it, the more opaque the higher the map is between `low` and `high`.
+
+    anomaly_map: (H, W), at the image's size. At `high` and above the map makes three quarters of a pixel's colour.
+    """
     weight = 0.75 * np.clip((anomaly_map - low) / (high - low), 0, 1)[..., None]
     return (image * (1 - weight) + colour_map(anomaly_map, low, high) * weight).astype(np.uint8)
 
@@ -47,7 +53,8 @@ def outline(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 def strip(sample: Sample, anomaly_map: np.ndarray, map_range: tuple[float, float], tile: int = TILE) -> np.ndarray:
     """image | mask | anomaly map | overlay, side by side, uint8 (tile, 4 * tile + 3 * GUTTER, 3).
 
-    Where nobody annotated the pixels, the second picture is a flat light grey. Pictures are fitted into squares.
+    sample: gives image and mask. anomaly_map: raw, (H, W). map_range: (low, high) of the colours, such as a run's. tile: the side of a picture
+    in px. Where nobody annotated the pixels, the second picture is a flat light grey. Pictures are fitted into squares.
     """
     size = (tile, tile)
     image, mask = resize_image(sample.image, size), sample.mask
@@ -110,7 +117,10 @@ def panels_of(run: Run, counts: dict[str, int] | None = None) -> list[Panel]:
 
 
 def figure_of(panels: Sequence[Panel], titles: Sequence[str] = ("image", "annotation", "anomaly map", "overlay")) -> Figure:
-    """The panels below one another, each with its number at the left. Raises `ParameterError` for an empty list."""
+    """The panels below one another, each with its number at the left. titles: of the pictures in a panel, from the left.
+
+    Raises `ParameterError` for an empty list.
+    """
     if not panels:
         raise ParameterError("no panels to show; this choice has no image in the run")
     figure, axes = plt.subplots(len(panels), 1, figsize=(8.6, 1.85 * len(panels) + 0.3), squeeze=False)

@@ -64,7 +64,10 @@ def _interval(values: Sequence[float], length: int) -> tuple[int, int]:
 
 # %% ../../nbs/practice/63c_players.ipynb #ebd3f748
 def paint(mask: np.ndarray, points: Sequence[Sequence[float]], width: float, add: bool) -> None:
-    """Draw a stroke through `points` (x, y in px), `width` px wide with round ends, into a mask, uint8 (H, W), in place."""
+    """Draw a stroke through `points` (x, y in px), `width` px wide with round ends, into a mask, uint8 (H, W), in place.
+
+    add: True sets its pixels to 1, False to 0. Points may lie outside of the mask.
+    """
     path, radius = np.rint(np.asarray(points, np.float64).reshape(-1, 2)).astype(np.int64), (width - 1) / 2
     path = path[[0, *range(len(path))]]  # a single point becomes a line that OpenCV draws
     (x0, y0), (x1, y1) = path.min(0) - int(radius) - 1, path.max(0) + int(radius) + 2
@@ -80,7 +83,10 @@ def paint(mask: np.ndarray, points: Sequence[Sequence[float]], width: float, add
 
 
 def check_stroke(points: Any, width: Any) -> list[list[float]]:
-    """The points as short numbers. Raises `ParameterError` for no points, more than 20,000, or what is not finite."""
+    """The points of a stroke, [x, y] in px, rounded to tenths. width: of the brush, 1 to 2000 px.
+
+    Raises `ParameterError` for no points, more than 20,000, what is no number or not finite, and a width out of range.
+    """
     try:
         path = np.asarray(points, np.float64).reshape(-1, 2)
         width = float(width)
@@ -123,7 +129,10 @@ class Picture(NamedTuple):
 
 
 def read_picture(source: ImageSource) -> Picture:
-    """Raises `DataError` for an image that cannot be read, or is smaller than a patch."""
+    """The image of a source (a file, an array, or a function that returns one) with its hash.
+
+    Raises `DataError` for an image that cannot be read, or is smaller than a patch.
+    """
     image = read_image(source)
     if min(image.shape[:2]) < SMALLEST:
         raise DataError(f"{source if isinstance(source, (str, Path)) else 'the image'}: {image.shape[1]}x{image.shape[0]} px is smaller than a "
@@ -197,11 +206,12 @@ class Player:
 
 
 def crop(array: np.ndarray, frame: Frame) -> np.ndarray:
+    """The part of an array (H, W, ...) that lies in `frame` (x0, y0, x1, y1 in px), contiguous in memory."""
     return np.ascontiguousarray(array[frame[1]:frame[3], frame[0]:frame[2]])
 
 
 def spread(mask: np.ndarray | None, frame: Frame, size: tuple[int, int]) -> np.ndarray | None:
-    """A frame's mask in an empty one of the whole image, bool (H, W)."""
+    """A frame's mask in an empty one of the whole image, bool (H, W); None of None. size: the image's (height, width) in px."""
     if mask is None:
         return None
     whole = np.zeros(size, bool)

@@ -64,12 +64,19 @@ PRINTED_LOSSES = {"PNI-NPR": "PNI (Ensemble)", "PNI-NPR (cross entropy)": "Train
 
 
 def make_pni(sizes: Mapping[str, Any], seed: int, device: str = "auto", weights: Path | str | None = None, **changed) -> PNI:
-    """The PNI of `sizes`, not fitted; `changed` replaces single parameters (backbone, layers ...)."""
+    """The PNI of `sizes` (see `sizes_of`), not fitted; `changed` replaces single parameters (backbone, layers ...).
+
+    weights: the backbone's file; None and "" take the usual search. Raises `ParameterError` for a parameter out of range, `WeightsError` where
+    weights are missing.
+    """
     return PNI(**{**sizes["pni"], **changed}, weights=weights or None, device=device, seed=seed)
 
 
 def make_refinement(detector: Any, sizes: Mapping[str, Any], seed: int, device: str = "auto", loss: str = "regression") -> Refinement:
-    """The refinement network of `sizes` on top of `detector`, not fitted."""
+    """The refinement network of `sizes` (see `sizes_of`) on top of `detector`, not fitted. loss: "regression", "ce", "focal" ..., see there.
+
+    Raises as `Refinement`.
+    """
     return Refinement(detector, **sizes["refinement"], loss=loss, device=device, seed=seed)
 
 # %% ../../nbs/practice/62e_pni_rows.ipynb #1be2d9f5
@@ -98,9 +105,9 @@ def make_ensemble(sizes: Mapping[str, Any], seed: int, device: str = "auto") -> 
 
 def make_rows(names: Sequence[str], fit: KeptFit, validation: Sequence[Sample], plain: PNI, sizes: Mapping[str, Any], seed: int,
               device: str) -> list[Row]:
-    """The rows called `names`.
+    """The rows called `names`. fit: makes or reads the one fitted PNI that they share.
 
-    plain: the PNI that `fit` will give, not fitted. validation: normal images that it does not see.
+    plain: the PNI that `fit` will give, not fitted. validation: normal images that it does not see. sizes: as `sizes_of` gives them.
     Raises `ParameterError` for a name not in `ROWS`.
     """
     rows = []
@@ -125,7 +132,9 @@ def compare_pni(experiment: str, names: Sequence[str], dataset: Dataset, store: 
                 backbone: str = "", weights: Path | str = "", also: Sequence[str] = (), verbose: bool = True) -> list[StoredRun]:
     """The stored runs of the rows `names` on one data set and seed; PNI is fitted at most once, not at all when all rows are stored.
 
-    backbone, weights: replace the preset's. also: experiments whose stored runs of the same identity are taken as well.
+    experiment: under which name runs are sought and stored. names: some of `ROWS`, each once. preset: a key of `SIZES`. backbone, weights: replace
+    the preset's. also: experiments whose stored runs of the same identity are taken as well. verbose: print a line a row.
+    Raises `ParameterError` for an unknown preset or row, or one named twice, `WeightsError` for missing weights, `StoreError`.
     """
     sizes = sizes_of(preset)
     plain = make_pni(sizes, seed, device, weights, **({"backbone": backbone} if backbone else {}))
@@ -144,7 +153,8 @@ def compare_sets(experiment: str, names: Sequence[str], dataset: str, category: 
                  seeds: int = 1, data_root: str = "", **options) -> list[StoredRun]:
     """`compare_pni` for every category and seed in turn; what was read is printed before anything trains.
 
-    options: device, backbone, weights and also, as there.
+    experiment, names, preset: as there. dataset, category: as in `open_sets`. seeds: how many, from `seed` on. data_root: the set's folder, ""
+    for the usual search order. options: device, backbone, weights, also and verbose, as there. Raises as both.
     """
     sizes, stored = sizes_of(preset), []
     for number in range(seed, seed + seeds):

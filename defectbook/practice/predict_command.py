@@ -68,7 +68,10 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def add_predict(commands: argparse._SubParsersAction) -> list[argparse.ArgumentParser]:
-    """`defectbook predict MODEL_DIR IMAGES... --out DIR`; returns its parser in a list."""
+    """`defectbook predict MODEL_DIR IMAGES... --out DIR`; returns its parser in a list.
+
+    commands: what `add_subparsers` of the main parser returned.
+    """
     predict = commands.add_parser(
         "predict", help="apply a saved detector to images", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Apply a saved detector to images: maps, masks and one CSV. The same command resumes; nothing else is overwritten.",

@@ -98,6 +98,7 @@ def shrink(sample: Sample, side: int) -> Sample:
 def open_workshop(name: str, sizes: Mapping[str, Any], root: Path | str | None = None, seed: int = 0) -> Workshop:
     """The set `name` of `SETS` at these sizes. seed: decides the painted defects; the pictures and the test are the same for all seeds.
 
+    sizes: as `sizes_of` gives them. root: the folder of a real set, None for the usual search order; simulated boards need none.
     The test keeps the defective images only, an even part of them, at the working side. A set with fewer normal pictures than `sizes` asks
     for gives what it has, five sixths of it to learn from. Raises `ParameterError`, or `DataError` where real
     data is missing or too small.
@@ -156,8 +157,9 @@ def baseline_rows(workshop: Workshop, device: str = "auto", losses: Sequence[str
                   epochs: int | None = None) -> list[SegmenterRow]:
     """The baselines of Table 2 with these losses, in the table's order; without the Siamese ones where the test has no templates.
 
-    files: {"unet_mri": path, "unet_imagenet": path} of weights to start from. networks: some of `BASELINE_NETWORKS`.
-    epochs: instead of the preset's; the row's name tells.
+    workshop: gives the painted defects, the sizes and the seed. losses: some of `LOSS_WORDS`. networks: some of `BASELINE_NETWORKS`.
+    files: {"unet_mri": path, "unet_imagenet": path} of weights to start from. epochs: instead of the preset's; the row's name tells.
+    Raises as `UNetSegmenter`.
     """
     files, sizes, rows = dict(files or {}), workshop.sizes, []
     longer = epochs not in (None, sizes["epochs"])
@@ -178,7 +180,11 @@ def baseline_rows(workshop: Workshop, device: str = "auto", losses: Sequence[str
 
 def pros_rows(workshop: Workshop, device: str = "auto", adapters: Sequence[int] = (1,), model: str = "sam_lite",
               **changed: Any) -> list[SegmenterRow]:
-    """PROS with each number of adapters. changed: further parameters of `PROS`, which the row's name tells."""
+    """PROS with each number of adapters, K of Table 3. workshop: gives the painted defects, the sizes and the seed.
+
+    adapters: the numbers, a row each. model: a name in `SAM_MODELS`. changed: further parameters of `PROS`, which the row's name tells.
+    Raises as `PROS`.
+    """
     sizes, words = workshop.sizes, "".join(f", {name} {value}" for name, value in changed.items())
     options = {"epochs": sizes["epochs"], "remainder": REMAINDER, "side": sizes["side"], "learning_rate": sizes["pros_rate"], "device": device,
                "seed": workshop.seed, **changed}

@@ -75,7 +75,7 @@ def compute_metrics(names: Sequence[str], prediction: Prediction, samples: Seque
 
 
 def compute_metric(name: str, prediction: Prediction, samples: Sequence[Sample]) -> float:
-    """One metric of `compute_metrics`."""
+    """One metric of `compute_metrics`, a fraction. name: a key of `METRICS`. prediction: of the samples. Raises as there."""
     return compute_metrics((name,), prediction, samples)[name]
 
 # %% ../../nbs/practice/60_protocol.ipynb #d49a5855
@@ -83,8 +83,9 @@ def compute_metric(name: str, prediction: Prediction, samples: Sequence[Sample])
 class Run:
     """What one evaluation gave: the figures, and all that the pictures need.
 
-    metrics: long form, columns dataset, category, method, seed, metric, value. threshold: on image scores, from normal
-    validation images. map_range: (low, high) for colouring maps, from the same images. seconds: of fit and predict.
+    dataset: with the test that was predicted. method, seed: as in the table. metrics: long form, columns dataset, category, method, seed, metric,
+    value. prediction: of the test, in its order. threshold: on image scores, from normal validation images. map_range: (low, high) for colouring
+    maps, from the same images. seconds: of fit and predict.
     """
 
     dataset: Dataset
@@ -120,6 +121,7 @@ def evaluate_fitted(detector: Detector, dataset: Dataset, metrics: Sequence[str]
                     quantile: float = 0.95, seconds: Mapping[str, float] | None = None) -> Run:
     """Judge a detector that is fitted already: threshold on normal validation images, predict test, compute the metrics.
 
+    method: the name in the table, "" takes the class's. quantile: the share of normal validation images that stay below the threshold.
     seconds: what was spent before, such as {"fit": 12.5}. The rest, and the errors raised, as for `evaluate`; train is not looked at.
     """
     _check(dataset, metrics, ("validation", "test"))
@@ -139,9 +141,10 @@ def evaluate(detector: Detector, dataset: Dataset, metrics: Sequence[str] = ("im
              quantile: float = 0.95, verbose: bool = True) -> Run:
     """Fit on train, set the threshold on normal validation images, predict test, compute the metrics.
 
-    quantile: the share of normal validation images that stay below the threshold. method: the name in the table.
-    verbose: print the data set's summary before anything trains.
-    Raises `DataError` when train, validation or test is empty, `ParameterError` for an unknown metric.
+    detector: any with fit and predict, see `Detector`. metrics: keys of `METRICS`. method: the name in the table, "" takes the class's.
+    quantile: the share of normal validation images that stay below the threshold. verbose: print the data set's summary before anything trains.
+    Raises `DataError` when train, validation or test is empty, no test image has a mask that a metric needs, or the maps of normal images do not
+    vary; `ParameterError` for an unknown metric.
     """
     _check(dataset, metrics, tuple(dataset.splits))
     if verbose:
@@ -165,7 +168,8 @@ def peak_memory() -> float:
 def by_kind(prediction: Prediction, samples: Sequence[Sample], metrics: Sequence[str] = ("image_auroc",)) -> pd.DataFrame:
     """The metrics of each kind of defect against all normal samples: columns kind, images, metric, value, in order of kind.
 
-    Pixel metrics are given for kinds with annotated pixels only. Raises as `compute_metrics`.
+    prediction: of the samples. metrics: keys of `METRICS`; pixel metrics are given for kinds with annotated pixels only.
+    Raises as `compute_metrics`.
     """
     kinds = sorted({sample.meta.get("kind", "") for sample in samples if sample.label})
     known = pixel_truth(samples) if any(METRICS[name].level == "pixel" for name in metrics if name in METRICS) else {}

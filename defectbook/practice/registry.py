@@ -99,12 +99,18 @@ def _make(kind: str, known: Mapping[str, Method], name: str, options: Mapping[st
 
 
 def make_detector(name: str, **options: Any) -> Any:
-    """The detector `name` of `DETECTORS`, not fitted. Raises `ParameterError` for an unknown name or option, and what the method raises."""
+    """The detector `name` of `DETECTORS`, not fitted. options: the method's own, which its chapter names.
+
+    Raises `ParameterError` for an unknown name or option, and what the method raises.
+    """
     return _make("detector", DETECTORS, name, options)
 
 
 def make_segmenter(name: str, **options: Any) -> Any:
-    """The segmenter `name` of `SEGMENTERS`, not fitted. Raises `ParameterError` for an unknown name or option, and what the method raises."""
+    """The segmenter `name` of `SEGMENTERS`, not fitted. options: the method's own, which its chapter names.
+
+    Raises `ParameterError` for an unknown name or option, and what the method raises.
+    """
     return _make("segmenter", SEGMENTERS, name, options)
 
 

@@ -246,7 +246,10 @@ def _write_panels(folder: Path, panels: Sequence[Panel]) -> None:
 
 # %% ../../nbs/practice/62_runs.ipynb #12110ad8
 def table_of(runs: Sequence[StoredRun], metric: str) -> pd.DataFrame:
-    """One row a run that holds `metric`: dataset, category, method, seed, value, preset, device, seconds, run id, stale."""
+    """One row a run that holds `metric`: dataset, category, method, seed, value (named as the metric), preset, device, seconds, run id, stale.
+
+    runs: stored ones; of one that holds the metric for several categories a row each. Raises `StoreError` for a broken file.
+    """
     rows = []
     for run in runs:
         made = run.provenance

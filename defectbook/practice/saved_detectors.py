@@ -282,6 +282,8 @@ def keep_threshold(folder: Path | str, detector: Any, normal: Sequence[Sample], 
                    **options: Any) -> Threshold:
     """The threshold beside the model, if it was set by this rule on these images; else it is fitted and saved.
 
+    detector: the one saved in `folder`, loaded, perhaps `Tiled`. normal: held-out normal samples. rule, options: as in
+    `fit_threshold`. replace: set it anew whatever is there.
     Raises as `fit_threshold` and `save_threshold`: another one that is there is replaced only if asked.
     """
     found = None if replace else load_threshold(folder, check=False)

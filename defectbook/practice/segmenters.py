@@ -24,7 +24,10 @@ from .runs import RunStore, StoredRun, provenance
 
 # %% ../../nbs/practice/62i_segmenters.ipynb #b1b1e128
 def defect_maps(segmenter: Segmenter, samples: Sequence[Sample]) -> Prediction:
-    """Each image's map, float32 (H, W) in 0..1 at its own size: the probability that a pixel is of any class but normal. Its largest is the score."""
+    """Each image's map, float32 (H, W) in 0..1 at its own size: the probability that a pixel is of any class but normal. Its largest is the score.
+
+    segmenter: a fitted one. Raises `ParameterError` before `fit`.
+    """
     maps = [1 - resize_probabilities(found, size)[0] for batch in segmenter.stream(samples)
             for found, size in zip(batch.probabilities, batch.sizes, strict=True)]
     return Prediction(maps, np.array([found.max() for found in maps]))
@@ -33,7 +36,7 @@ def defect_maps(segmenter: Segmenter, samples: Sequence[Sample]) -> Prediction:
 def overlaps(maps: Sequence[np.ndarray], samples: Sequence[Sample], threshold: float = 0.5) -> pd.DataFrame:
     """One row an image with a defect in its mask: name, kind, share of defective pixels, Dice and IoU of map > threshold.
 
-    Raises `DataError` when no sample has a defect in its mask.
+    maps: (H, W), one for each sample and at its size, such as those of `defect_maps`. Raises `DataError` when no sample has a defect in its mask.
     """
     rows = []
     for found, sample in zip(maps, samples, strict=True):
@@ -56,7 +59,7 @@ def one_of_each(samples: Sequence[Sample], most: int = 5) -> list[int]:
 
 
 def probability_panels(run: Run, indices: Sequence[int]) -> list[Panel]:
-    """image | mask | probability | overlay of some test images; the colours always run from 0 to 1."""
+    """image | mask | probability | overlay of some test images; the colours always run from 0 to 1. indices: of the images in the run's test."""
     return [Panel(strip(run.samples[i], run.prediction.maps[i], (0.0, 1.0)), run.samples[i].name, run.samples[i].meta.get("kind", ""), "one of each",
                   float(run.prediction.scores[i]), run.threshold) for i in indices]
 
@@ -76,7 +79,12 @@ class SegmenterRow:
 
 def judge_segmenter(segmenter: Segmenter, dataset: Dataset, method: str, seed: int = 0,
                     seconds: Mapping[str, float] | None = None) -> tuple[Run, pd.DataFrame]:
-    """(the run, its table of images) of a fitted segmenter on the test part. Raises `DataError` when no test image has an annotated defect."""
+    """(the run, its table of images) of a fitted segmenter on the test part, every pixel above one half called a defect.
+
+    method: the name in the table. seconds: what was spent before, by stage. The table is that of `overlaps`; the figures are dice and miou (its
+    means), dice_pixels and iou_pixels (all pixels together), dice_oracle and pixel_auroc.
+    Raises `DataError` when no test image has an annotated defect.
+    """
     started = time.perf_counter()
     prediction = defect_maps(segmenter, dataset.test)
     seconds = {**(seconds or {}), "predict": time.perf_counter() - started}
@@ -98,7 +106,8 @@ def run_segmenters(experiment: str, rows: Sequence[SegmenterRow], dataset: Datas
                    device: str = "cpu", parameters: Mapping[str, Any] | None = None) -> list[StoredRun]:
     """The stored run of each row, in order; what the store has is read, the rest is made, judged and stored one by one.
 
-    parameters: what a table shall tell of the run beside data set, category, method, seed and preset. Pictures are stored of simulated sets only.
+    experiment: under which name runs are sought and stored. preset, device: told in the provenance. parameters: what a table shall tell of the
+    run beside data set, category, method, seed and preset. Pictures are stored of simulated sets only.
     Raises `ParameterError` when two rows have one name, `DataError` without annotated defects, `StoreError` when the store cannot be written.
     """
     if len({row.method for row in rows}) < len(rows):

@@ -63,7 +63,10 @@ def _name(run: StoredRun) -> str:
 
 
 def tidy(runs: Sequence[StoredRun]) -> pd.DataFrame:
-    """One row a figure: experiment, run, dataset, category, method, seed, metric, value, preset, device, seconds, stale. Raises `StoreError`."""
+    """One row a figure: experiment, run, dataset, category, method, seed, metric, value, preset, device, seconds, stale.
+
+    runs: stored ones. Raises `StoreError` for one that cannot be read.
+    """
     parts = []
     columns = ["experiment", "run", "dataset", "category", "method", "seed", "metric", "value", "preset", "device", "seconds", "stale"]
     for run in runs:
@@ -110,7 +113,11 @@ def _figures(metrics: pd.DataFrame) -> dict[str, float]:
 
 # %% ../../nbs/practice/62m_store_tools.ipynb #41e34287
 def summary_table(figures: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
-    """Rows of `tidy` joined over seeds: mean, low, high (the interval of the mean), count, and how many are stale, per figure."""
+    """Rows of `tidy` joined over seeds: mean, low, high (the interval of the mean), count, and how many are stale, per figure.
+
+    figures: the rows. confidence: of the interval, in (0, 1); low and high are NaN for a single value.
+    Raises `ParameterError` for another confidence, `DataError` for an infinite value.
+    """
     keys = ["experiment", "preset", "dataset", "category", "method", "metric"]
     rows = []
     for key, group in figures.groupby(keys, sort=False):
@@ -133,7 +140,7 @@ def _written(row: Any, digits: int) -> str:
 def export_table(table: pd.DataFrame, kind: str, digits: int = 4) -> str:
     """`summary_table` as text: "csv" with all columns, "md" or "tex" with a column a metric and the interval in brackets.
 
-    Raises `ParameterError` for another kind.
+    table: of `summary_table`. digits: after the point, in "md" and "tex". Raises `ParameterError` for another kind.
     """
     if kind not in FORMATS:
         raise ParameterError(unknown("format", kind, FORMATS))
@@ -255,7 +262,10 @@ def _check_pictures(run: StoredRun) -> Iterator[str]:
 
 
 def verify(store: RunStore, experiment: str = "*") -> list[str]:
-    """What is wrong with the runs of a store, one line each: cut off, altered, removed or misnamed files. Raises `StoreError` for broken seals."""
+    """What is wrong with the runs of a store, one line each: cut off, altered, removed or misnamed files.
+
+    experiment: its name, "*" for all. Raises `StoreError` for broken seals.
+    """
     problems = []
     for folder in sorted(path for path in store.path.glob(experiment) if path.is_dir() and not path.name.startswith(".")):
         seals = read_seals(folder)
@@ -336,7 +346,10 @@ def _is_stale(run: StoredRun) -> bool:
 
 
 def collect(rubbish: Sequence[Rubbish]) -> int:
-    """Remove what `find_rubbish` found; returns the bytes freed. Raises `StoreError`."""
+    """Remove what `find_rubbish` found; returns the bytes freed. rubbish: its list, or a part of it.
+
+    Raises `StoreError` at the first thing that cannot be removed; what stood before it is gone.
+    """
     freed = 0
     for item in rubbish:
         try:

@@ -65,7 +65,10 @@ def _examine(grid: Grid, folder: Path) -> list[_Job]:
 
 
 def plan(grid: Grid, folder: Path) -> pd.DataFrame:
-    """One row a cell: experiment, what varies, state, why, seconds, peak_memory_mb, executed (the notebook), key; nothing is run."""
+    """One row a cell: experiment, what varies, state, why, seconds, peak_memory_mb, executed (the notebook), key; nothing is run.
+
+    grid: see `read_grid`. folder: of the records, see `sweep_folder`. Raises `StoreError` for a record or run that cannot be read.
+    """
     return _table(_examine(grid, folder))
 
 
@@ -100,7 +103,7 @@ def available_memory() -> float | None:
 
 @dataclass(frozen=True)
 class Share:
-    """How a machine is divided: processes, threads a process, GB a process. timeout: seconds that a cell may take, or None."""
+    """How a machine is divided. processes: at a time. threads: a process. memory: GB a process. timeout: seconds that a cell may take, or None."""
 
     processes: int
     threads: int
@@ -111,6 +114,8 @@ class Share:
 def divide(grid: Grid, jobs: int, peak_mb: float | None = None, processes: int | None = None) -> Share:
     """The share of each cell: as many processes as asked, else as cores, but no more than jobs or than fit into memory.
 
+    grid: what its file says of processes, threads, memory and timeout counts. jobs: cells that wait. peak_mb: what the largest cell took before,
+    for a file that says nothing of memory; without either it is 2 GB a process. processes: in place of the file's.
     Raises `ParameterError` when not one fits, or `processes` is no whole number above 0.
     """
     if processes is not None and processes < 1:
@@ -342,7 +347,10 @@ def _hand_over(job: _Job, record: Mapping[str, Any]) -> None:
 
 
 def failures(table: pd.DataFrame, folder: Path) -> list[str]:
-    """Of each failed cell a few lines: which it is, the last lines of its error, and where its executed notebook lies."""
+    """Of each failed cell a few lines: which it is, the last lines of its error, and where its executed notebook lies.
+
+    table: of `plan` or `run_sweep`. folder: of the records, as there. Raises `StoreError` for a record that cannot be read.
+    """
     lines = []
     for row in table[table.state == "failed"].itertuples():
         record = read_record(Path(folder) / "cells" / row.key) or {"label": row.key, "error": [], "executed": ""}

@@ -70,8 +70,9 @@ def published_cells(table: str) -> pd.DataFrame:
 def beside_published(metrics: pd.DataFrame, table: str, names: Mapping[str, str]) -> pd.DataFrame:
     """Our figures and group averages with PNI's printed ones where both exist: category, method, metric, ours, published, delta, complete.
 
-    metrics: long form of one data set. names: our method -> the printed one. delta: ours - published in points, NaN for a group that is not
-    complete or a cell that is not printed. The rows are ours; cells of categories that we do not have are left out.
+    metrics: long form of one data set. table: PNI's, "1" to "6". names: our method -> the printed one. delta: ours - published in points, NaN for
+    a group that is not complete or a cell that is not printed. The rows are ours; cells of categories that we do not have are left out.
+    Raises `ParameterError` for another table.
     """
     single = metrics.groupby(["dataset", "category", "method", "metric"], sort=False, as_index=False).value.mean().assign(complete=True)
     groups = group_averages(metrics)
@@ -90,7 +91,10 @@ def seed_interval(values: Sequence[float]) -> Interval | None:
 
 
 def image_auroc_interval(run: StoredRun, resamples: int = 1000) -> Interval:
-    """The bootstrap interval of a stored run's image AUROC over its test images; normal and defective ones keep their numbers."""
+    """The 95 % bootstrap interval of a stored run's image AUROC over its test images; normal and defective ones keep their numbers.
+
+    resamples: draws, at least 100. Raises `DataError` where all test images are of one kind, `StoreError` for a broken file.
+    """
     scores = run.scores
     labels = (scores.label > 0).to_numpy()
     if labels.all() or not labels.any():
@@ -99,5 +103,5 @@ def image_auroc_interval(run: StoredRun, resamples: int = 1000) -> Interval:
 
 
 def written(interval: Interval | None, value: float) -> str:
-    """"0.971 [0.962, 0.980]", or the value alone."""
+    """"0.971 [0.962, 0.980]", or the value alone where `interval` is None."""
     return f"{value:.3f}" + (f" [{interval.low:.3f}, {interval.high:.3f}]" if interval else "")

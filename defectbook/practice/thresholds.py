@@ -17,19 +17,25 @@ from ..metrics.pixel import dice_oracle
 
 # %% ../../nbs/practice/62f_thresholds.ipynb #5ceb23ea
 def dice_each(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray], threshold: float) -> np.ndarray:
-    """The Dice of `map >= threshold` against the mask, for each image with a defect, float64 (images with a defect,)."""
+    """The Dice of `map >= threshold` against the mask, for each image with a defect, float64 (images with a defect,).
+
+    maps: (H, W), one an image. masks: the same, nonzero is defective.
+    """
     pairs = [(found >= threshold, np.asarray(mask) != 0) for found, mask in zip(maps, masks, strict=True) if np.any(mask)]
     return np.array([2 * np.count_nonzero(found & truth) / (np.count_nonzero(found) + np.count_nonzero(truth)) for found, truth in pairs])
 
 
 def false_alarm_area(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray], threshold: float) -> float:
-    """The share of pixels at or above the threshold in images without a defect; NaN when there is none."""
+    """The share of pixels at or above the threshold in images without a defect, a mean over them; NaN when there is none.
+
+    maps, masks: as in `dice_each`.
+    """
     shares = [np.mean(found >= threshold) for found, mask in zip(maps, masks, strict=True) if not np.any(mask)]
     return float(np.mean(shares)) if shares else float("nan")
 
 
 def rescale_each(maps: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Each map brought to 0..1 by its own extremes, as PAEDID's post-processing does; a constant map becomes 0."""
+    """Each map brought to 0..1 by its own extremes, as PAEDID's post-processing does; a constant map becomes 0. maps: (H, W) each."""
     return [(found - found.min()) / max(found.max() - found.min(), np.finfo(np.float32).tiny) for found in maps]
 
 
