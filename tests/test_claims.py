@@ -31,7 +31,7 @@ from defectbook.practice.claims import (
     verdict_of,
     within,
 )
-from defectbook.practice.paper_claims import CLAIMS, PAGE_LINES, RESULT_PAGES, beside_html, claims_of, page_opening, published_beside
+from defectbook.practice.paper_claims import CLAIMS, PAGE_LINES, RESULT_PAGES, beside_html, claims_of, page_opening, published_beside, telling_images
 from defectbook.practice.protocol import Run
 from defectbook.practice.runs import RunStore, provenance
 
@@ -313,3 +313,20 @@ def test_a_page_opens_without_runs(tmp_path):
 
 def test_module_says_what_outcomes_mean():
     assert set(module._OUTCOME_MARKS) == set(module.OUTCOMES) and set(module.MARKS) == set(VERDICTS)
+
+
+def test_telling_images_are_chosen_by_rule():
+    class Drawn:
+        def __init__(self, dice, shown):
+            self.values, self.shown = dice, shown
+
+        def table(self, name):
+            return pd.DataFrame({"name": list(self.values), "dice": list(self.values.values())})
+
+        def panels(self):
+            return [type("P", (), {"name": name})() for name in self.shown]
+
+    first, second = {"a": 0.9, "b": 0.5, "c": 0.1, "d": 0.52}, {"a": 0.2, "b": 0.5, "c": 0.3, "d": 0.0}
+    assert telling_images(Drawn(first, "abc"), Drawn(second, "cba")) == {"most different": "a", "median": "b", "failure": "c"}
+    assert telling_images(Drawn(first, "bc"), Drawn(second, "cb")) == {"most different and failure": "c", "median": "b"}
+    assert telling_images(Drawn(first, "ab"), Drawn(second, "cd")) == {}

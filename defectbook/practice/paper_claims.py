@@ -408,7 +408,7 @@ def page_opening(page: str, reader: Reader | None = None) -> str:
     return (
         beside_html(published_beside(page, reader), OVER[page])
         + left
-        + '<p><b>Verdicts</b> (<a href="78_claims.html">all claims</a>), each by a rule that was fixed beforehand:</p>'
+        + '<p><b>Verdicts</b> (<a href="78_claims.html">all claims</a>), each computed by a rule:</p>'
         + claims_html(judged)
     )
 
