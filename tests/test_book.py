@@ -10,6 +10,7 @@ from urllib.parse import unquote
 import nbformat
 import pytest
 import yaml
+from browser import browser
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))
@@ -229,3 +230,27 @@ measure();
     measured = {name: int(size) for name, size in re.findall(r"([\w./-]+\.html) (\d+)", dom)}
     assert set(measured) == set(names), dom[:500]
     assert {name: size for name, size in measured.items() if size > width} == {}
+
+
+@pytest.mark.slow
+def test_search_finds_chapters_and_functions(site) -> None:
+    """A reader presses Ctrl+K anywhere, types a word, and gets to its chapter; a function's name leads to the reference."""
+    with browser(1280) as driver:
+        from selenium.webdriver.common.action_chains import ActionChains
+        from selenium.webdriver.common.keys import Keys
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        def wait(found):
+            return WebDriverWait(driver, 30).until(lambda _: found())
+
+        def results(word: str) -> list[str]:
+            driver.get((site / "nbs" / "methods" / "40_patchcore.html").as_uri())
+            ActionChains(driver).key_down(Keys.CONTROL).send_keys("k").key_up(Keys.CONTROL).perform()
+            wait(lambda: next((box for box in driver.find_elements("css selector", "input[type=search]") if box.is_displayed()), None)).send_keys(
+                word, Keys.ENTER)
+            return [link.get_attribute("href") for link in wait(lambda: driver.find_elements("css selector", "ul.search li a"))]
+
+        found = results("coreset")
+        driver.get(next(link for link in found if "31_coreset.html" in link))
+        assert "Coreset" in driver.title
+        assert any("reference/api/models.html#" in link for link in results("select_greedy")), "functions are found in the reference"
