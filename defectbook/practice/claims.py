@@ -37,7 +37,10 @@ SETS = {  # data set -> (as tables name it, real or simulated)
 
 
 def set_words(name: str, category: str = "") -> str:
-    """A data set as tables name it, such as "boards (simulated)"; one that is not known is never called real."""
+    """A data set as tables name it, such as "boards (simulated)"; one that is not known is never called real.
+
+    name: of the data set, as runs tell it. category: "mono" or "poly", the kind of solar cell; any other is not named.
+    """
     title, kind = SETS.get(name, (name, "simulated" if "simulated" in name else "of unknown origin"))
     part = f", {category}" if category in ("mono", "poly") else ""
     return f"{title}{part} ({kind})"
@@ -130,7 +133,8 @@ SIGNED = ("points", "clicks", "images", "grey levels")  # units of differences
 class Finding:
     """What was seen in one place. outcome: of `OUTCOMES`. value, low, high: in `unit`; `published` is the paper's figure in the same unit.
 
-    low, high: None where nothing was drawn or repeated. Raises `ParameterError` for another outcome.
+    text: the place, in words. low, high: the interval's ends, None where nothing was drawn or repeated. runs: ids of the runs behind it.
+    sets: their data sets, as `set_words` names them. Raises `ParameterError` for another outcome.
     """
 
     text: str
@@ -162,7 +166,10 @@ class Finding:
 
 
 def tidy(value: float, signed: bool = False) -> str:
-    """A number as tables show it: four significant digits, at most three decimals; with its sign where it is a difference."""
+    """`value` as tables show it: no decimals from 1000, one from 10, two from 0.1, else three; a dash where it is not finite.
+
+    signed: whether a sign stands before positive numbers too, as for differences.
+    """
     if not np.isfinite(value):
         return "-"
     digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 2 if abs(value) >= 0.1 else 3
@@ -172,8 +179,8 @@ def tidy(value: float, signed: bool = False) -> str:
 def judge_above(value: float, low: float | None, high: float | None, margin: float) -> str:
     """Whether a difference is above zero: "yes", "no" or "open". margin: a difference up to it is called none.
 
-    "yes": the interval is above zero and the value above the margin. "no": the interval ends below the margin.
-    Without an interval the value alone decides.
+    value: the difference, with the interval from `low` to `high`, None for none; all in one unit. "yes": the interval is above zero and the
+    value above the margin. "no": the interval ends at the margin or below. Without an interval the value alone decides.
     """
     if low is None or high is None:
         return "yes" if value > margin else "no"
@@ -181,13 +188,19 @@ def judge_above(value: float, low: float | None, high: float | None, margin: flo
 
 
 def judge_small(value: float, low: float | None, high: float | None, limit: float) -> str:
-    """Whether a difference is none: "yes" where the interval lies within +-limit, "no" where it lies outside, "open" where it crosses a border."""
+    """Whether a difference is none: "yes" where the interval lies within +-limit, "no" where it lies outside, "open" where it crosses a border.
+
+    value: the difference, which alone decides where `low` or `high`, the interval's ends, is None. limit: 0 or more, in the same unit.
+    """
     low, high = (value, value) if low is None or high is None else (low, high)
     return "yes" if -limit <= low and high <= limit else "no" if low > limit or high < -limit else "open"
 
 
 def judge_kept(value: float, low: float | None, high: float | None, margin: float) -> str:
-    """Whether a difference is not a loss: "yes" where the interval begins above -margin, "no" where it ends below it, else "open"."""
+    """Whether a difference is not a loss: "yes" where the interval begins at -margin or above, "no" where it ends below it, else "open".
+
+    value: the difference, which alone decides where `low` or `high`, the interval's ends, is None. margin: 0 or more, in the same unit.
+    """
     low, high = (value, value) if low is None or high is None else (low, high)
     return "yes" if low >= -margin else "no" if high < -margin else "open"
 
@@ -196,26 +209,33 @@ JUDGES: dict[str, Callable[[float, float | None, float | None, float], str]] = {
 
 # %% ../../nbs/practice/69_claims.ipynb #44ae7382
 def gone(words: str, *rows: Rows, **more: Any) -> Finding | None:
-    """The finding "missing" where one of `rows` is empty, with what was asked for; else None."""
+    """The finding "missing" where one of `rows` is empty, with what was asked for; else None. words: its text; more: its unit, published."""
     missing = [part.missing for part in rows if part.missing]
     return Finding(f"{words}: {'; '.join(dict.fromkeys(missing))}", "missing", **more) if missing else None
 
 
 def seen(reader: Reader, words: str, outcome: str, rows: Sequence[Rows], **more: Any) -> Finding:
-    """A finding with the runs and sets of `rows`; `more`: value, low, high, unit, published."""
+    """A finding with the runs and sets of `rows`; `more`: value, low, high, unit, published.
+
+    reader: that found the rows. words: its text. outcome: of `OUTCOMES`, `ParameterError` for another.
+    """
     runs = [run for part in rows for run in part.runs]
     return Finding(words, outcome, runs=tuple(dict.fromkeys(run.id for run in runs)), sets=reader.sets(runs), **more)
 
 
 def difference(reader: Reader, words: str, rows: Sequence[Rows], value: float, low: float | None, high: float | None, margin: float, *,
                sense: int = 1, rule: str = "above", **more: Any) -> Finding:
-    """The finding of a difference with its interval, judged by `rule` of `JUDGES`. sense: -1 where less is better; more: unit, published."""
+    """The finding of a difference with its interval, judged by `rule` of `JUDGES`. sense: -1 where less is better; more: unit, published.
+
+    reader: that found `rows`, the runs behind it. words: its text. value, low, high: the difference and its interval's ends, None without one.
+    margin: what the rule takes as margin or limit, in the unit of value.
+    """
     ends = (value, low, high) if sense > 0 else (-value, None if high is None else -high, None if low is None else -low)
     return seen(reader, words, JUDGES[rule](*ends, margin), rows, value=value, low=low, high=high, **more)
 
 
 def by_seed(reader: Reader, rows: Rows, metric: str | Callable[[StoredRun], float]) -> dict[int, float]:
-    """Seed -> a figure of its run; metric: a name, or what gives a run's figure."""
+    """Seed -> a figure of its run; metric: a name, or what gives a run's figure. reader: that found `rows`. Of a seed's runs the last counts."""
     return {reader.told(run, "seed"): metric(run) if callable(metric) else reader.value(run, metric) for run in rows.runs}
 
 
@@ -223,6 +243,7 @@ def over_seeds(reader: Reader, words: str, first: Rows, second: Rows, metric: st
                scale: float = 100, alone: bool = False, **rule: Any) -> Finding:
     """`first` less `second` in `metric`, paired by seed, with Student's 95 % interval; rule: as in `difference`.
 
+    reader: that found the runs. words: the finding's text. margin: in its unit. metric: as in `by_seed`.
     scale: what a figure is multiplied by for its unit. alone: one training's direction decides; else it leaves the question open.
     Open, too, where a named fraction has no room for a gain of the margin.
     """
@@ -241,7 +262,10 @@ def over_seeds(reader: Reader, words: str, first: Rows, second: Rows, metric: st
 
 def of_seeds(reader: Reader, words: str, rows: Sequence[Rows], differences: Sequence[float], margin: float, *, alone: bool = False,
              **rule: Any) -> Finding:
-    """The finding of differences that were taken seed by seed, in their unit; rule: as in `difference`, alone: as in `over_seeds`."""
+    """The finding of differences that were taken seed by seed, in their unit; rule: as in `difference`, alone: as in `over_seeds`.
+
+    reader: that found `rows`, the runs behind it. words: its text. differences: one a seed, at least one. margin: in their unit.
+    """
     value, interval = float(np.mean(differences)), seed_interval(differences)
     if interval:
         return difference(reader, words, rows, value, interval.low, interval.high, margin, **rule)
@@ -253,7 +277,9 @@ def over_images(reader: Reader, words: str, first: Rows, second: Rows, column: s
                 rule: str = "above", published: float | None = None, resamples: int = 1000) -> Finding:
     """`first` less `second` in the mean of an image's `column`, in points, with the paired bootstrap's 95 % interval over images.
 
-    Runs of several seeds are averaged image by image. Raises `DataError` where the two were not judged on the same images.
+    Runs of several seeds are averaged image by image. reader: that found the runs. words: the finding's text. margin, published: in points.
+    sense, rule: as in `difference`. resamples: draws, at least 100. Raises `DataError` as `image_values`, and where the two were not judged on
+    the same images.
     """
     if empty := gone(words, first, second, published=published):
         return empty
@@ -266,7 +292,10 @@ def over_images(reader: Reader, words: str, first: Rows, second: Rows, column: s
 
 
 def image_values(reader: Reader, rows: Rows, column: str = "dice") -> pd.Series:
-    """The mean over runs of each test image's `column`, by the image's name, as the table "images" has it."""
+    """The mean over runs of each test image's `column`, by the image's name, as the table "images" has it.
+
+    reader: that found `rows`, at least one run. Raises `DataError` for a run without that table or column.
+    """
     tables = [reader.table(run, "images") for run in rows.runs]
     if any(table is None or column not in table for table in tables):
         raise DataError(f"{rows.asked}: a run has no column {column!r} in a table 'images'; run it again")
@@ -279,7 +308,12 @@ def _mean(values: np.ndarray) -> float:
 # %% ../../nbs/practice/69_claims.ipynb #0385c274
 def by_sets(reader: Reader, words: str, pairs: Sequence[tuple[Rows, Rows]], metric: str, *, margin: float, sense: int = 1, scale: float = 100,
             unit: str = "points", published: float | None = None, resamples: int = 1000) -> Finding:
-    """The mean over sets of the first less the second in `metric`, bootstrap over sets; pairs in which a run is missing are left out."""
+    """The mean over sets of the first less the second in `metric`, bootstrap over sets; pairs in which a run is missing are left out.
+
+    reader: that found the runs. words: the finding's text; how many sets agree is added. pairs: the runs of both, a pair for each set.
+    scale: what a figure is multiplied by for `unit`. margin, published: in `unit`. sense: -1 where less is better. resamples: draws, at least
+    100. The finding is "missing" for fewer than two sets.
+    """
     there = [(first, second) for first, second in pairs if first.runs and second.runs]
     if len(there) < 2:
         return Finding(f"{words}: {len(there)} sets; two are needed", "missing", unit=unit, published=published)
@@ -291,7 +325,10 @@ def by_sets(reader: Reader, words: str, pairs: Sequence[tuple[Rows, Rows]], metr
 
 
 def within(words: str, value: float, published: float, margin: float, unit: str, rows: Sequence[Rows] = (), reader: Reader | None = None) -> Finding:
-    """Whether a figure is the published one within a margin, in `unit`; `rows`: the runs it comes from."""
+    """Whether a figure is the published one within a margin, in `unit`; `rows`: the runs it comes from.
+
+    words: the finding's text. value, published, margin: in `unit`. reader: that found the rows; without it the finding names no runs.
+    """
     outcome = "yes" if abs(value - published) <= margin else "no"
     if reader is None or not rows:
         return Finding(words, outcome, value, unit=unit, published=published)
@@ -305,8 +342,8 @@ VERDICTS = ("reproduced", "partly", "not", "not decidable here")
 class Claim:
     """A statement of a paper. place: table, figure or section. text: the claim in our words. rule: how it is decided, in words.
 
-    look: the rule itself, findings from a `Reader`. pages: names of the results pages that show it, such as "71_pni".
-    Raises `ParameterError` for a paper that is not one of the five.
+    name: short, such as "pros-best". look: the rule itself, findings from a `Reader`. pages: names of the results pages that show it, such as
+    "71_pni". Raises `ParameterError` for a paper that is not one of the five.
     """
 
     name: str
@@ -323,7 +360,11 @@ class Claim:
 
 
 def stating(into: list[Claim], paper: str, *pages: str) -> Callable[..., Callable]:
-    """A decorator for rules: `@state(name, place, text, rule)` adds the claim that the function decides to `into`."""
+    """A decorator for rules: `@state(name, place, text, rule)` adds the claim that the function decides to `into`.
+
+    paper: of `PAPERS`; decorating raises `ParameterError` for another. pages: that show every claim stated so; more arguments of `state` are
+    more pages.
+    """
     def state(name: str, place: str, text: str, rule: str, *others: str) -> Callable:
         def add(look: Callable[[Reader], Iterable[Finding]]) -> Callable[[Reader], Iterable[Finding]]:
             into.append(Claim(name, paper, place, text, rule, look, (*pages, *others)))
@@ -333,7 +374,11 @@ def stating(into: list[Claim], paper: str, *pages: str) -> Callable[..., Callabl
 
 
 def cell(paper: str, table: str, **where: str) -> float:
-    """One published number, such as cell("PNI", "3", row="N", category="average", metric="aupro"). Raises `DataError` where not one fits."""
+    """One published number, such as cell("PNI", "3", row="N", category="average", metric="aupro").
+
+    paper, table: as in `published`, which raises `ParameterError` for others. where: column -> the value it has. Raises `DataError` where not
+    exactly one fits.
+    """
     found = published(paper, table)
     for column, value in where.items():
         found = found[found[column] == value]
@@ -348,7 +393,11 @@ def _recomputed() -> pd.DataFrame:
 
 
 def follows(paper: str, table: str, metric: str) -> list[Finding]:
-    """A finding for each printed figure of a table: whether it follows from the paper's own numbers. No run is needed."""
+    """A finding for each printed figure of a table: whether it follows from the paper's own numbers. No run is needed.
+
+    paper, table, metric: as `recomputations` lists them; no findings where it lists none. A finding's value is the middle of the
+    range that the inputs allow.
+    """
     found = []
     for check in _recomputed().query("paper == @paper and table == @table and metric == @metric").itertuples():
         name = " ".join(word for word in (check.row, check.column) if word)
@@ -358,7 +407,10 @@ def follows(paper: str, table: str, metric: str) -> list[Finding]:
 
 
 def verdict_of(findings: Sequence[Finding]) -> str:
-    """One of `VERDICTS`. All yes: reproduced. Some yes: partly. No yes and a no: not. Only open or missing ones: not decidable here."""
+    """The one of `VERDICTS` on a claim with these findings.
+
+    All yes: reproduced. Some yes: partly. No yes and a no: not. Only open or missing ones: not decidable here.
+    """
     outcomes = [finding.outcome for finding in findings]
     if "yes" in outcomes:
         return VERDICTS[0] if set(outcomes) == {"yes"} else VERDICTS[1]
@@ -379,6 +431,7 @@ def judge_claims(claims: Sequence[Claim], reader: Reader) -> pd.DataFrame:
     """One row a claim: name, paper, place, claim, rule, published, ours, difference, interval, preset, set, runs, verdict, why, pages, findings.
 
     published, ours, difference, interval: one part a finding, joined by "; ". runs: short ids. difference: ours less published.
+    claims: to be judged. reader: of the store they look at. Raises `DataError` for a claim whose rule gives no finding.
     """
     rows = []
     for claim in claims:
@@ -426,7 +479,10 @@ def _findings_html(findings: Sequence[Finding]) -> str:
 
 
 def claims_html(judged: pd.DataFrame, links: Mapping[str, str] | None = None) -> str:
-    """The table of `judge_claims` as HTML: verdict, claim with its place; rule and findings unfold. links: page -> address, for a last column."""
+    """`judged`, the table of `judge_claims`, as HTML: verdict, claim with its place; rule and findings unfold.
+
+    links: page -> address, for a last column; None for none.
+    """
     rows = []
     for row in judged.itertuples():
         count = f"{len(row.findings)} finding{'s' * (len(row.findings) != 1)}"

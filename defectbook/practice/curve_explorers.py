@@ -19,7 +19,7 @@ from .explorers import explorer_figure, number_table, short, slider, told, words
 
 # %% ../../nbs/practice/67b_curve_explorers.ipynb #3fd78181
 class Points(NamedTuple):
-    """What a curve reaches within each budget: the budgets, and x, y and threshold (B,) of the last corner with x <= budget."""
+    """What a curve reaches within each budget: the budgets, and x, y and thresholds of the last corner with x <= budget; all (B,)."""
 
     budgets: np.ndarray
     x: np.ndarray
@@ -111,8 +111,9 @@ def curve_explorer(curves: Mapping[str, Curve], *, kind: str = "ROC", limit: flo
     """HTML: a budget of false alarms follows the pointer or the arrow keys, and what each method finds within it is shown.
 
     curves: method -> `Curve`, at most six. kind: "ROC" or "PRO". limit: of the false-positive rate. areas: shown instead of `area_within`,
-    for curves that were thinned. alt: what the chart shows, in words. start: the budget at first; its numbers are there without JavaScript.
-    Raises `ParameterError` as `budget_points`, for no curve, too many, another kind or a start beyond the limit.
+    for curves that were thinned. alt: what the chart shows, in words. caption: what stands below, in words. start: the budget at first, 0 to
+    `limit`; its numbers are there without JavaScript. Raises `ParameterError` as `budget_points`, for no curve, too many, another kind, a start
+    beyond the limit, and for empty words.
     """
     if kind not in NAMES:
         raise ParameterError(unknown("kind of curve", kind, NAMES))

@@ -27,7 +27,10 @@ from .panels import GUTTER
 
 # %% ../../nbs/practice/67_explorers.ipynb #734d7f85
 def picture_url(image: np.ndarray, lossless: bool = False) -> str:
-    """A picture as a data: URL, uint8 (H, W) or (H, W, 3): WebP of quality 82, or a PNG without loss. Raises `ParameterError`."""
+    """A picture as a data: URL, uint8 (H, W) or (H, W, 3): WebP of quality 82, or a PNG where it has to be `lossless`.
+
+    Raises `ParameterError` for another type or shape, or no pixels.
+    """
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or not image.size:
         raise ParameterError(f"a picture of type {image.dtype} and shape {image.shape}; expected uint8 (H, W) or (H, W, 3)")
@@ -48,12 +51,12 @@ def _data_url(picture: Image.Image, form: str, options: Mapping[str, Any]) -> st
 
 # %% ../../nbs/practice/67_explorers.ipynb #fcd364e4
 def told(value: float, digits: int = 3) -> str:
-    """`value` with so many decimals, rounded as JavaScript's toFixed does for values from 0; a dash for NaN, which is 0/0."""
+    """`value`, finite, with `digits` decimals, rounded as JavaScript's toFixed does for values from 0; a dash for NaN, which is 0/0."""
     return "–" if np.isnan(value) else str(Decimal(float(value)).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP))
 
 
 def short(value: float) -> str:
-    """A threshold in four significant digits; "none" and "all" for the infinite ones, by what is called defective there."""
+    """`value`, a threshold, in four significant digits; "none" for inf and "all" for -inf, by what is called defective there."""
     return f"{value:.4g}" if np.isfinite(value) else "none" if value > 0 else "all"
 
 # %% ../../nbs/practice/67_explorers.ipynb #aac0c42f
@@ -81,13 +84,19 @@ def words(text: str, what: str) -> str:
 
 
 def slider(label: str, most: int, start: int, extra: str = "") -> str:
-    """A native range input from 0 to `most` with its label, hidden until JavaScript is there; extra: HTML after it."""
+    """A native range input in whole steps from 0 to `most` with its label, hidden until JavaScript is there; extra: HTML after it.
+
+    start: where it stands at first, 0 to `most`. Raises `ParameterError` without a label.
+    """
     return (f'<div class="dbx-controls" hidden><label>{words(label, "label")}<input type="range" min="0" max="{most}" value="{start}" step="1">'
             f'</label>{extra}</div>')
 
 
 def number_table(columns: Sequence[str], rows: Sequence[Sequence[str]], current: int = -1) -> str:
-    """An HTML table of words; the first column heads its rows. current: the row that is marked."""
+    """An HTML table of words; the first column heads its rows.
+
+    columns: the names above them. rows: of as many words each. current: number of the row that is marked, from 0; -1 marks none.
+    """
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
     mark = ' aria-current="true"'
     body = "".join(f'<tr{mark if number == current else ""}><th scope="row">{escape(first)}</th>'
@@ -104,7 +113,7 @@ class Steps(NamedTuple):
 
 
 def count_steps(anomaly_map: np.ndarray, mask: np.ndarray, threshold: float, steps: int = 250) -> Steps:
-    """The map (H, W) at thresholds from its minimum to just above its maximum, and at `threshold`.
+    """`anomaly_map`, (H, W) and finite, at thresholds from its minimum to just above its maximum, and at `threshold`.
 
     Half of the steps are spread evenly over its values, half over the ranks of its pixels on a logarithmic scale, the highest first.
 
@@ -154,8 +163,9 @@ def threshold_explorer(image: np.ndarray, anomaly_map: np.ndarray, mask: np.ndar
     """HTML: the threshold can be dragged, and the outline of what is called defective, Dice, precision, recall and IoU follow.
 
     image: uint8 (H, W[, 3]). anomaly_map: (H, W), raw. mask: (H, W), nonzero is defective. threshold: where it starts, such as the run's.
-    alt: what the picture shows, in words. width: of the picture, in CSS's units. Numbers are exact at each step, see `count_steps`, which also
-    tells the errors; they are in the page without JavaScript as well.
+    alt: what the picture shows, in words. caption: what stands below, in words. steps: how many thresholds, 2 to 253. width: of the picture,
+    in CSS's units. Numbers are exact at each step, see `count_steps`; some are in the page without JavaScript as well. Raises
+    `ParameterError` as `count_steps`, for an image of another size than the map, and for an empty alt or caption.
     """
     found, (high, wide) = count_steps(anomaly_map, mask, threshold, steps), np.shape(anomaly_map)
     if np.shape(image)[:2] != (high, wide):
@@ -199,7 +209,8 @@ def slide_explorer(first: np.ndarray, second: np.ndarray, *, names: tuple[str, s
                    width: str = "24rem") -> str:
     """HTML: one picture over another of the same size, uint8 (H, W[, 3]), with an edge that can be dragged; side by side without JavaScript.
 
-    names: what stands at the left and at the right of the edge. alts: what each shows, in words. Raises `ParameterError` for other sizes.
+    first: at the left of the edge. second: at the right. names: what the two are called. alts: what each shows, in words. caption: what stands
+    below, in words. width: of the picture, in CSS's units. Raises `ParameterError` for two sizes, and where one of the words is empty.
     """
     if np.shape(first)[:2] != np.shape(second)[:2]:
         raise ParameterError(f"pictures of shapes {np.shape(first)} and {np.shape(second)}; bring them to one size")

@@ -58,7 +58,10 @@ def advise(scores: pd.DataFrame, cost: pd.Series | None = None, within: float = 
 # %% ../../nbs/practice/68_guides.ipynb #d1469a0f
 def tolerance_table(scores: Mapping[str, pd.DataFrame], cost: pd.Series, tolerances: Sequence[float] = (0.0, 0.01, 0.03),
                     least: float = 0.0) -> pd.DataFrame:
-    """What `advise` says of each table of `scores` (rows, by name) at each tolerance (columns). "nobody" below the floor."""
+    """What `advise` says of each table of `scores` (rows, by name) at each tolerance (columns). "nobody" below the floor.
+
+    scores: name -> sets by methods. cost: by method. tolerances: each 0 or more. least: the floor, a mean score. Raises as `advise`.
+    """
     rows = {name: {f"within {tolerance:g}": advise(table, cost, tolerance, least).method or "nobody" for tolerance in tolerances}
             for name, table in scores.items()}
     return pd.DataFrame.from_dict(rows, orient="index")
@@ -98,7 +101,7 @@ GUIDES: dict[str, Guide] = {
 
 
 def guide_to(method: str) -> Guide:
-    """The words for a row of `practice.all_methods`. Raises `ParameterError` for one that has none."""
+    """The words for a row of `practice.all_methods`. method: its name there, such as "PAE". Raises `ParameterError` for one that has none."""
     if method not in GUIDES:
         raise ParameterError(unknown("method", method, GUIDES))
     return GUIDES[method]
@@ -136,7 +139,8 @@ def rank_by_kind(scores: pd.DataFrame, kinds: Mapping[str, Sequence[str]]) -> pd
 def undominated(cost: pd.Series, rank: pd.Series) -> list[str]:
     """The names that no other beats, the cheapest first: nobody costs as little and ranks better, or ranks as well and costs less.
 
-    Smaller is better in both; names with a NaN are left out.
+    cost: by name, in any unit. rank: by name, such as a column of `rank_by_kind`. Smaller is better in both; names with a NaN, or in one of
+    them only, are left out.
     """
     known = pd.DataFrame({"cost": cost, "rank": rank}).dropna()
     beaten = {one for one in known.index for other in known.index
@@ -156,7 +160,10 @@ def word_table(table: pd.DataFrame, raw: Sequence[str] = ()) -> str:
 
 # %% ../../nbs/practice/68_guides.ipynb #8157dbe8
 def worst_panel(runs: Sequence[StoredRun]) -> tuple[StoredRun, Panel] | None:
-    """The run with the lowest image AUROC that stores a miss or else a false alarm, and that panel; None when no run stores one."""
+    """The run with the lowest image AUROC that stores a miss or else a false alarm, and that panel; None when no run stores one.
+
+    runs: stored ones with panels. Raises `StoreError` for one whose panels cannot be read, or that holds such a panel but not one image AUROC.
+    """
     for choice in ("miss", "false alarm"):
         held = [(run.value("image_auroc"), run.id, run, panels[0]) for run in runs if (panels := run.panels(choice))]
         if held:
@@ -166,7 +173,10 @@ def worst_panel(runs: Sequence[StoredRun]) -> tuple[StoredRun, Panel] | None:
 # %% ../../nbs/practice/68_guides.ipynb #23eec8db
 @dataclass(frozen=True)
 class Question:
-    """A question and, by answer, the next question or a leaf: the text of a recommendation."""
+    """A question and its answers.
+
+    text: the question. answers: answer -> the next question or a leaf, the text of a recommendation; `tree_lines` refuses a question without.
+    """
 
     text: str
     answers: Mapping[str, "Question | str"] = field(default_factory=dict)
@@ -208,7 +218,7 @@ def draw_tree(question: Question, width: float = 5.4) -> Figure:
 
 
 def tree_markdown(question: Question) -> str:
-    """The tree as a nested list in Markdown; questions in bold, leaves after their answers."""
+    """The tree as a nested list in Markdown; questions in bold, leaves after their answers. question: its root. Raises as `tree_lines`."""
     lines, out = tree_lines(question), []
     for depth, kind, text in lines:
         flat = text.replace("\n", ", ")

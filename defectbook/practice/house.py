@@ -61,7 +61,8 @@ def read_house(package: Path | None = None) -> pd.DataFrame:
     """The modules by floor and chapter, one row each, indexed by their names below `defectbook`.
 
     Columns: floor, room (the subpackage), chapter, lines (of code: no blanks, no comments), imports (modules of the library, a sorted tuple) and
-    outside (other packages). Raises `DataError` for a module that is no Python or names no chapter.
+    outside (other packages). package: the library's folder, None for the one that is imported. Raises `DataError` for a module that is no
+    Python, lies on no floor or names no chapter.
     """
     package = package or package_folder()
     paths = [path for path in sorted(package.rglob("*.py")) if path.name not in ("__init__.py", "_modidx.py")]
@@ -82,7 +83,7 @@ def read_house(package: Path | None = None) -> pd.DataFrame:
 
 
 def arrows(house: pd.DataFrame) -> list[tuple[str, str]]:
-    """(importing, imported) for each import inside the library."""
+    """(importing, imported) for each import inside the library. house: the table of `read_house`, as in all that follow."""
     return [(name, other) for name, row in house.iterrows() for other in row["imports"]]
 
 
@@ -116,7 +117,7 @@ def _route(room: str, below: str) -> list[tuple[float, float]]:
 def draw_floors(house: pd.DataFrame, width: float = 6.0) -> Figure:
     """The rooms by floor with their modules and lines, and an arrow to each room below that is imported, with the number of imports.
 
-    Arrows to `core`, which nearly all import, are left out.
+    Arrows to `core`, which nearly all import, are left out. house: of `read_house`. width: of the figure in inches; it is 0.9 times as high.
     """
     figure, axis = plt.subplots(figsize=(width, 0.9 * width), layout="constrained")
     counts = pd.Series([(house.loc[name, "room"], house.loc[other, "room"]) for name, other in arrows(house)], dtype=object).value_counts()
@@ -143,7 +144,10 @@ def draw_floors(house: pd.DataFrame, width: float = 6.0) -> Figure:
 
 
 def draw_matrix(house: pd.DataFrame, width: float = 6.0) -> Figure:
-    """Each import as a dot: the importing module's row, the imported one's column, both in the order of the house, floors divided by lines."""
+    """Each import as a dot: the importing module's row, the imported one's column, both in the order of the house, rooms divided by lines.
+
+    house: of `read_house`. width: of the square figure, in inches.
+    """
     place = {name: number for number, name in enumerate(house.index)}
     figure, axis = plt.subplots(figsize=(width, width), layout="constrained")
     if dots := [(place[other], place[name]) for name, other in arrows(house)]:
@@ -161,7 +165,7 @@ def draw_matrix(house: pd.DataFrame, width: float = 6.0) -> Figure:
 
 # %% ../../nbs/practice/68c_house.ipynb #279ef6ae
 def importers(house: pd.DataFrame) -> dict[str, int]:
-    """How many modules import each one."""
+    """How many modules import each one: name -> count, for every module of `house`."""
     counts = dict.fromkeys(house.index, 0)
     for _, other in arrows(house):
         counts[other] += 1
@@ -169,7 +173,7 @@ def importers(house: pd.DataFrame) -> dict[str, int]:
 
 
 def reachable(house: pd.DataFrame, names: Iterable[str]) -> set[str]:
-    """All modules that `names` need, themselves included."""
+    """All modules that `names` need, themselves included. house: of `read_house`; a name that it lacks raises `KeyError`."""
     found, waiting = set(), list(names)
     while waiting:
         name = waiting.pop()

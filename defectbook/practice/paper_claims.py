@@ -56,7 +56,11 @@ def line(
     scale: float = 1.0,
     note: str = "",
 ) -> dict[str, Any]:
-    """A line of `published_beside`. value, interval: ours, times `scale` in `unit`; note: instead of the set, where no run is behind the line."""
+    """A line of `published_beside`. value, interval: ours, times `scale` in `unit`; note: instead of the set, where no run is behind the line.
+
+    reader: that found `rows`, the runs behind ours; without a run ours is a dash. table: where the figure is printed, such as "PNI 3", "-" for
+    nowhere. what: the figure in words. printed: the published number in `unit`, None or NaN for none.
+    """
     runs = [run for part in rows for run in part.runs]
     stale = sorted({run for part in rows for run in part.stale}) if not runs else []
     ours = None if value is None or not runs or not np.isfinite(value) else scale * value
@@ -351,7 +355,8 @@ PAGE_LINES: dict[str, Callable[[Reader], Iterator[dict[str, Any]]]] = dict(
 def published_beside(page: str, reader: Reader) -> pd.DataFrame:
     """A results page's published figures beside ours: table, figure, unit, published, ours, difference, interval, preset, set, runs.
 
-    All cells are text as shown; a dash stands for what there is not. Raises `ParameterError` for a page that there is not.
+    All cells are text as shown; a dash stands for what there is not. page: of `RESULT_PAGES`. reader: of the store that ours come from.
+    Raises `ParameterError` for a page that there is not.
     """
     if page not in PAGE_LINES:
         raise ParameterError(unknown("results page", page, PAGE_LINES))
@@ -400,7 +405,10 @@ def _cell(name: str, value: str) -> str:
 
 
 def page_opening(page: str, reader: Reader | None = None) -> str:
-    """The HTML with which a results page opens: published figures beside ours, and the verdict on each claim that the page shows."""
+    """The HTML with which a results page opens: published figures beside ours, and the verdict on each claim that the page shows.
+
+    page: of `RESULT_PAGES`; `ParameterError` for another. reader: None for a new `Reader` of the usual store.
+    """
     reader = reader or Reader()
     judged = judge_claims(claims_of(page=page), reader)
     skipped = {experiment: len(ids) for experiment, ids in reader.skipped.items()}
@@ -416,7 +424,8 @@ def page_opening(page: str, reader: Reader | None = None) -> str:
 def telling_images(first: StoredRun, second: StoredRun, column: str = "dice") -> dict[str, str]:
     """Words -> image name, among images with a panel in both runs: "most different", "median" and "failure" of the first by `column`.
 
-    An image that is two of them stands once, under both words. Empty where the runs share no panel.
+    An image that is two of them stands once, under both words. Empty where the runs share no panel. first, second: runs of two methods on the
+    same images. column: of their tables "images"; more is better.
     """
     one, other = (run.table("images").set_index("name")[column] for run in (first, second))
     names = [
@@ -435,7 +444,11 @@ def telling_images(first: StoredRun, second: StoredRun, column: str = "dice") ->
 
 
 def telling_figure(first: StoredRun, second: StoredRun, methods: Sequence[str], titles: Sequence[str], column: str = "dice") -> Figure | None:
-    """The panels of `telling_images`, both methods below one another, each with its figure; None where the runs share no panel."""
+    """The panels of `telling_images`, both methods below one another, each with its figure; None where the runs share no panel.
+
+    first, second, column: as there; a figure is the column's value in percent. methods: the names of the two. titles: of the pictures in a
+    panel, from the left.
+    """
     rows = {}
     for words, name in telling_images(first, second, column).items():
         for run, method in zip((first, second), methods, strict=True):

@@ -23,7 +23,8 @@ def step_explorer(frames: Sequence[np.ndarray], labels: Sequence[str], numbers: 
 
     frames: pictures of one size, uint8 (H, W[, 3]). labels: a word for each, such as "4". numbers: name -> value for each, the same names; a
     float is shown with three decimals, words as they are. what: what the labels are of, such as "adapters K". alts: what each frame shows.
-    start: the frame that is there without JavaScript. Raises `ParameterError` where these do not go together.
+    caption: what stands below, in words. start: the frame that is there without JavaScript, from 0. width: of the picture, in CSS's units.
+    Raises `ParameterError` where these do not go together or words are empty.
     """
     counts = {"frames": len(frames), "labels": len(labels), "numbers": len(numbers), "alts": len(alts)}
     if len(set(counts.values())) > 1 or not frames or not 0 <= start < len(frames):
@@ -53,7 +54,11 @@ class PlayedSession(NamedTuple):
 
 
 def play_again(name: str, annotator: Any, image: np.ndarray, clicks: Iterable[Any]) -> PlayedSession:
-    """The masks after each stored click, made again. annotator: has set_image and click. clicks: have x, y and positive, as rows of a session."""
+    """The masks after each stored click, made again. annotator: has set_image and click. clicks: have x, y and positive, as rows of a session.
+
+    name: of the session that is returned. image: what the annotator's set_image takes; its click(x, y, positive) gives the mask (H, W).
+    At least one click.
+    """
     made = [(int(click.x), int(click.y), bool(click.positive)) for click in clicks]
     annotator.set_image(image)
     return PlayedSession(name, made, np.stack([np.array(annotator.click(*click), bool) for click in made]))
@@ -97,9 +102,10 @@ def click_player(image: np.ndarray, truth: np.ndarray, sessions: Sequence[Played
                  target: float | None = None) -> str:
     """HTML: the clicks of up to six sessions on one object, played side by side: where they fell, the mask after each, and its IoU.
 
-    image: uint8 (H, W[, 3]). truth: (H, W), nonzero is the object. alt: what the image shows, in words. target: the IoU at which a session
-    ended, drawn as a line. Without JavaScript: the last masks with all clicks, and every IoU in a table. Raises `ParameterError` for masks of
-    another shape, a session without clicks, a click outside of the image, or an empty truth.
+    image: uint8 (H, W[, 3]). truth: (H, W), nonzero is the object. sessions: one to six. alt: what the image shows, in words. caption: what
+    stands below, in words. target: the IoU at which a session ended, drawn as a line; None for no line. Without JavaScript: the last masks with
+    all clicks, and every IoU in a table. Raises `ParameterError` for masks of another shape, a session without clicks, a click outside of the
+    image, a truth that is empty or of another size than the image, another number of sessions, or empty words.
     """
     size, (high, wide) = np.shape(truth), np.shape(image)[:2]
     if size != (high, wide) or not np.any(truth):
