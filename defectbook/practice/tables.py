@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from ..core import DataError, ParameterError, unknown
-from ..metrics.pixel import auroc
+from ..metrics.auroc_intervals import auroc_interval
 from ..metrics.published import published
-from ..metrics.statistics import Interval, bootstrap_interval, seed_spread
+from ..metrics.statistics import Interval, seed_spread
 from .runs import StoredRun
 
 # %% ../../nbs/practice/62d_tables.ipynb #f079c9b8
@@ -99,7 +99,7 @@ def image_auroc_interval(run: StoredRun, resamples: int = 1000) -> Interval:
     labels = (scores.label > 0).to_numpy()
     if labels.all() or not labels.any():
         raise DataError(f"{run.folder}: test images of one kind only; an AUROC needs normal and defective ones")
-    return bootstrap_interval(auroc, scores.score.to_numpy(), labels, strata=labels, resamples=resamples, rng=0)
+    return auroc_interval(scores.score, labels, resamples, rng=0)
 
 
 def written(interval: Interval | None, value: float) -> str:
