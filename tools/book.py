@@ -198,8 +198,9 @@ def execute_all(chapters: list[str], workers: int) -> None:
             try:
                 bar.write(f"{done.result():6.1f} s  {chapter}")
             except CellExecutionError as error:
+                bar.write(f"{error}\n{chapter} failed; waiting for the chapters that are under way")
                 pool.shutdown(cancel_futures=True)
-                sys.exit(f"{error}\ntools/book.py: {chapter} failed; open it in Jupyter and run it there")
+                sys.exit(f"tools/book.py: {chapter} failed, as said above; open it in Jupyter and run it there")
 
 
 def build(landing: str, parts: list[list[str]], strict: bool = True) -> Path:
