@@ -1,13 +1,13 @@
 """The house: an import points to a lower floor only, and the exported code stands on its own."""
 
-import ast
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
+from defectbook.practice.house import FLOORS, imported_names
+
 PACKAGE = ROOT / "defectbook"
-FLOORS = {"core": 0, "data": 1, "metrics": 1, "models": 2, "methods": 3, "practice": 4}
 # Chapters that DESIGN lets build on a neighbour of their own floor.
 METHODS_ON_METHODS = {"pni": {"patchcore"}, "refinement": {"patchcore", "pni"}}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "_modidx.py"))
@@ -15,18 +15,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("__
 
 def imports(path: Path) -> list[str]:
     """The dotted names that a module imports, also inside functions; a star import is reported as such."""
-    names = []
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            # nbdev turns the notebooks' absolute imports into relative ones; here they are made whole again.
-            package = ("defectbook", *path.relative_to(PACKAGE).parts)[:-node.level] if node.level else ()
-            module = ".".join([*package, *([node.module] if node.module else [])])
-            names += [f"{module}.*" if alias.name == "*" else module for alias in node.names]
-            if module == "defectbook":
-                names += [f"defectbook.{alias.name}" for alias in node.names]
-    return names
+    return imported_names(path, PACKAGE)
 
 
 def order(module: str) -> str:
