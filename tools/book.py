@@ -1,4 +1,4 @@
-"""Build the book: stage the notebooks of _quarto.yml, execute them side by side, hand them to jupyter-book.
+"""Build the book: stage the notebooks of _quarto.yml, execute them side by side, and have jupyter-book's Sphinx build the pages.
 
     python tools/book.py [--workers N] [--only PATTERN]
 
@@ -89,9 +89,8 @@ def surroundings() -> bytes:
     files = [path for path in sorted((ROOT / "defectbook").rglob("*")) if path.is_file() and path.suffix != ".pyc"]
     store = Path(os.environ["DEFECTBOOK_STORE"])
     names = "\n".join(sorted(str(path.relative_to(store)) for path in store.rglob("params.json"))) if store.is_dir() else ""
-    said = (os.environ.get(name, "").encode() for name in ("DEFECTBOOK_DATA", "DEFECTBOOK_SCREENSHOTS"))
     files += [ROOT / "tools" / "bookparts" / name for name in ("matplotlibrc", "describe_figures.py")]
-    return digest(names.encode(), *said, *(path.read_bytes() for path in files)).encode()
+    return digest(names.encode(), os.environ.get("DEFECTBOOK_DATA", "").encode(), *(path.read_bytes() for path in files)).encode()
 
 
 def unexecuted(chapter: str, reason: str) -> nbformat.NotebookNode:
@@ -140,14 +139,14 @@ def take_pictures(chapters: list[str]) -> None:
     if not pictures.is_dir():
         draft = pictures.with_name("draft")
         shutil.rmtree(draft, ignore_errors=True)
-        print("taking pictures of the annotator in a browser; this can take a minute or two", flush=True)
+        tqdm.write("taking pictures of the annotator in a browser; this can take a minute or two")
         try:
             done = subprocess.run([sys.executable, tool, draft], capture_output=True, text=True, timeout=SECONDS_A_NOTEBOOK)
             said = done.stderr.strip().splitlines() or ["tools/annotator_pictures.py said nothing"]
         except subprocess.TimeoutExpired:
             done, said = None, [f"it took more than {SECONDS_A_NOTEBOOK} s"]
         if done is None or done.returncode:
-            print(f"the annotator's chapter goes without pictures: {said[-1][:200]}", flush=True)
+            tqdm.write(f"the annotator's chapter goes without pictures: {said[-1][:200]}")
             return
         draft.rename(pictures)
     os.environ["DEFECTBOOK_SCREENSHOTS"] = str(pictures)
@@ -162,7 +161,8 @@ def execute(chapter: str, around: bytes, kernel: str = "python3") -> float:
         target.write_text(staged_page(chapter))
         return time.perf_counter() - started
     notebook = stage(chapter)
-    kept = BOOK / "kept" / f"{digest(nbformat.writes(notebook).encode(), around)}.ipynb"
+    pictures = os.environ.get("DEFECTBOOK_SCREENSHOTS", "") if ANNOTATOR in chapter else ""
+    kept = BOOK / "kept" / f"{digest(nbformat.writes(notebook).encode(), pictures.encode(), around)}.ipynb"
     if not kept.is_file():
         arguments = ["--IPKernelApp.log_level=40", f"--IPKernelApp.exec_files={ROOT / 'tools' / 'bookparts' / 'describe_figures.py'}"]
         client = NotebookClient(notebook, timeout=SECONDS_A_NOTEBOOK, kernel_name=kernel, extra_arguments=arguments,
@@ -191,7 +191,14 @@ def execute_all(chapters: list[str], workers: int) -> None:
     """Execute the chapters `workers` at a time, with a bar; stops with one line at the first that fails."""
     around = surroundings()
     with warm_kernels() as kernel, concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        waiting = {pool.submit(execute, chapter, around, kernel): chapter for chapter in chapters}
+        pictures = pool.submit(take_pictures, chapters)
+
+        def execute_in_turn(chapter: str) -> float:
+            if ANNOTATOR in chapter:
+                pictures.result()
+            return execute(chapter, around, kernel)
+
+        waiting = {pool.submit(execute_in_turn, chapter): chapter for chapter in chapters}
         bar = tqdm(concurrent.futures.as_completed(waiting), total=len(waiting), desc="executing chapters", dynamic_ncols=True)
         for done in bar:
             chapter = waiting[done]
@@ -203,9 +210,19 @@ def execute_all(chapters: list[str], workers: int) -> None:
                 sys.exit(f"tools/book.py: {chapter} failed, as said above; open it in Jupyter and run it there")
 
 
-def build(landing: str, parts: list[list[str]], strict: bool = True) -> Path:
-    """Call jupyter-book on the staged sources; any warning is an error where `strict`."""
-    source = BOOK / "src"
+# Sphinx reads and writes pages side by side only if every extension says that it may. These two do not say; the first numbers
+# chapters, which this book does not, the second only names a file.
+SIDE_BY_SIDE = """
+
+def setup(app):
+    for name in ("sphinx_multitoc_numbering", "sphinx-mathjax-offline"):
+        app.extensions[name].parallel_read_safe = True
+"""
+
+
+def build(landing: str, parts: list[list[str]], workers: int, strict: bool = True) -> Path:
+    """Have Sphinx build the pages from the staged sources as jupyter-book configures it; any warning is an error where `strict`."""
+    source, page = BOOK / "src", BOOK / "_build" / "html" / "index.html"
     (source / "_toc.yml").write_text(yaml.safe_dump(table_of_contents(landing, parts), sort_keys=False))
     config = yaml.safe_load((ROOT / "_config.yml").read_text())
     config["execute"]["execute_notebooks"] = "off"  # they carry their outputs already
@@ -214,12 +231,17 @@ def build(landing: str, parts: list[list[str]], strict: bool = True) -> Path:
     for works in config.get("bibtex_bibfiles", []):
         (source / works).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / works, source / works)
-    # -n reports references that lead nowhere, -W turns warnings into errors.
-    page = BOOK / "_build" / "html" / "index.html"
+    configure = [Path(sys.executable).with_name("jupyter-book"), "config", "sphinx", source]
+    if subprocess.run(configure, stdout=subprocess.DEVNULL).returncode:
+        sys.exit("tools/book.py: jupyter-book could not read _config.yml; the lines above say why")
+    with (source / "conf.py").open("a") as file:
+        file.write(SIDE_BY_SIDE)
     page.unlink(missing_ok=True)
-    command = [Path(sys.executable).with_name("jupyter-book"), "build", source, "--path-output", BOOK]
-    if subprocess.run([*map(str, command), *(["-n", "-W", "--keep-going"] if strict else [])]).returncode or not page.is_file():
-        sys.exit("tools/book.py: jupyter-book reported warnings or errors; the first one above names the page")
+    # -n reports references that lead nowhere, -W turns warnings into errors.
+    command = [sys.executable, "-m", "sphinx", "-b", "html", "-j", str(workers), "-d", page.parent.with_name(".doctrees"),
+               *(["-n", "-W", "--keep-going"] if strict else []), source, page.parent]
+    if subprocess.run(command).returncode or not page.is_file():
+        sys.exit("tools/book.py: the book has warnings or errors; the first one above names the page")
     slim_site(page.parent)
     return page
 
@@ -244,10 +266,8 @@ def main() -> None:
                  if len(found := [opener, *(chapter for chapter in chapters if re.search(args.only, chapter))]) > 1 or re.search(args.only, opener)]
         if not parts:
             sys.exit(f"tools/book.py: no chapter's path holds {args.only!r}; see _quarto.yml")
-    chosen = [landing, *itertools.chain.from_iterable(parts)]
-    take_pictures(chosen)
-    execute_all(chosen, args.workers)
-    print(f"\nthe book: {build(landing, parts, not args.only)}")
+    execute_all([landing, *itertools.chain.from_iterable(parts)], args.workers)
+    print(f"\nthe book: {build(landing, parts, args.workers, not args.only)}")
 
 
 if __name__ == "__main__":
