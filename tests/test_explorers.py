@@ -4,12 +4,12 @@ import base64
 import io
 import json
 import re
-import shutil
 from importlib.resources import files
 
 import numpy as np
 import pandas as pd
 import pytest
+from browser import open_browser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -308,25 +308,11 @@ def write_page(folder, theme: str = "light") -> str:
     return page.as_uri()
 
 
-def browser(width: int = 1000, scripts: bool = True):
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: the explorers were not opened in a browser")
-    if lacking := [name for name in ("chromium", "chromedriver") if not shutil.which(name)]:
-        pytest.skip(f"the explorers were not opened in a browser: {', '.join(lacking)} not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", f"--window-size={width},900",
-                 "--force-device-scale-factor=1"):
-        options.add_argument(flag)
-    if not scripts:
-        options.add_experimental_option("prefs", {"profile.managed_default_content_settings.javascript": 2})
-    return webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-
-
 class Page:
     """The page of all explorers, open in a browser."""
 
     def __init__(self, folder, theme: str = "light", width: int = 1000):
-        self.driver = browser(width)
+        self.driver = open_browser(width)
         self.js = self.driver.execute_script
         self.driver.get(write_page(folder, theme))
         self.wait(lambda: self.js("return document.querySelectorAll('figure.dbx[data-live=yes]').length") == 5)
@@ -562,7 +548,7 @@ def test_nothing_overflows_and_words_can_be_read(tmp_path, theme: str, width: in
 
 @pytest.mark.slow
 def test_without_javascript_the_numbers_are_there(tmp_path) -> None:
-    driver = browser(scripts=False)
+    driver = open_browser(scripts=False)
     try:
         driver.get(write_page(tmp_path))
         figures = driver.find_elements("css selector", "figure.dbx")
