@@ -24,7 +24,7 @@ import nbformat
 import yaml
 from bookparts.additions import add_parts
 from bookparts.figures import place_figures
-from bookparts.pages import staged_page
+from bookparts.pages import seconds, staged_page
 from bookparts.slim import slim_site
 from bookparts.warm_kernels import warm_kernels
 from nbclient import NotebookClient
@@ -34,6 +34,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "_book"
 SECONDS_A_NOTEBOOK = 600
+LOOK_BACK = 8  # seconds that an experiment's page takes to read its runs; what its runs took is another matter
 
 
 def read_chapters(quarto: Path = ROOT / "_quarto.yml") -> tuple[str, list[list[str]]]:
@@ -198,7 +199,11 @@ def execute_all(chapters: list[str], workers: int) -> None:
                 pictures.result()
             return execute(chapter, around, kernel)
 
-        waiting = {pool.submit(execute_in_turn, chapter): chapter for chapter in chapters}
+        def expected(chapter: str) -> float:
+            return LOOK_BACK if "/experiments/" in chapter else 0 if ANNOTATOR in chapter else seconds().get(chapter, 1)
+
+        # What takes longest begins first, so that no worker waits at the end for the other's last page; what waits for pictures comes last.
+        waiting = {pool.submit(execute_in_turn, chapter): chapter for chapter in sorted(chapters, key=expected, reverse=True)}
         bar = tqdm(concurrent.futures.as_completed(waiting), total=len(waiting), desc="executing chapters", dynamic_ncols=True)
         for done in bar:
             chapter = waiting[done]
