@@ -112,6 +112,18 @@ def test_unused_icons_go() -> None:
     assert slim_icons(script, {"sun", "up"}) == 'var p={sun:[5,5,[9728],"f1","M1z"],"arrow-up":[3,5,[8593,"up"],"f2",["M2","M3"]],};rest()'
 
 
+def test_pages_are_read_side_by_side(monkeypatch, tmp_path, capfd) -> None:
+    """From six pages on Sphinx asks each extension whether it may; one that does not say is a warning, which is an error here."""
+    monkeypatch.setattr(book, "BOOK", tmp_path)
+    pages = ["index.md", *(f"page{number}.md" for number in range(7))]
+    (tmp_path / "src").mkdir()
+    for page in pages:
+        (tmp_path / "src" / page).write_text(f"# {page}\n\nSome words.\n")
+    shown = book.build(pages[0], [pages[1:]], workers=2)
+    said = re.sub(r"\x1b\[[0-9;]*m", "", capfd.readouterr().out)
+    assert "page6" in shown.read_text() and re.search(r"reading sources.*index \.\. page", said), "pages were read one after another"
+
+
 @pytest.fixture(scope="module")
 def site():
     """The built book; building it executes every notebook."""

@@ -1,5 +1,4 @@
-"""A public docstring names every parameter: what it is, its shape, unit or range.
-"""
+"""A public docstring names every parameter: what it is, its shape, unit or range."""
 
 import inspect
 import re

@@ -83,7 +83,7 @@ def test_an_arrow_is_true(name: str) -> None:
         return set(part["chapters"]) if part else {path}
 
     def built_on(later: str, earlier: str) -> bool:
-        if exported.get(earlier, "-") in all_imports(exported.get(later, "")) or earlier in read_chapter(later).links:
+        if (later in exported and exported.get(earlier) in all_imports(exported[later])) or earlier in read_chapter(later).links:
             return True
         if "/experiments/" in later and "/practice/" in earlier:
             return f"defectbook.{exported.get(earlier)} import" in "\n".join(source for _, source in cells(later))

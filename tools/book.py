@@ -153,6 +153,12 @@ def take_pictures(chapters: list[str]) -> None:
     os.environ["DEFECTBOOK_SCREENSHOTS"] = str(pictures)
 
 
+def run_cells(notebook: nbformat.NotebookNode, path: Path, kernel: str = "python3", *arguments: str) -> None:
+    """Execute a staged notebook in the folder of its `path`; the outputs go into it. arguments: more of them for the kernel."""
+    NotebookClient(notebook, timeout=SECONDS_A_NOTEBOOK, kernel_name=kernel, extra_arguments=["--IPKernelApp.log_level=40", *arguments],
+                   skip_cells_with_tag="skip-execution", resources={"metadata": {"path": str(path.parent)}}).execute()
+
+
 def execute(chapter: str, around: bytes, kernel: str = "python3") -> float:
     """Stage and execute one chapter into _book/src; returns the seconds it took, 0 when the kept outputs still hold."""
     target = BOOK / "src" / chapter
@@ -165,11 +171,8 @@ def execute(chapter: str, around: bytes, kernel: str = "python3") -> float:
     pictures = os.environ.get("DEFECTBOOK_SCREENSHOTS", "") if ANNOTATOR in chapter else ""
     kept = BOOK / "kept" / f"{digest(nbformat.writes(notebook).encode(), pictures.encode(), around)}.ipynb"
     if not kept.is_file():
-        arguments = ["--IPKernelApp.log_level=40", f"--IPKernelApp.exec_files={ROOT / 'tools' / 'bookparts' / 'describe_figures.py'}"]
-        client = NotebookClient(notebook, timeout=SECONDS_A_NOTEBOOK, kernel_name=kernel, extra_arguments=arguments,
-                                skip_cells_with_tag="skip-execution", resources={"metadata": {"path": str((ROOT / chapter).parent)}})
         try:
-            client.execute()
+            run_cells(notebook, ROOT / chapter, kernel, f"--IPKernelApp.exec_files={ROOT / 'tools' / 'bookparts' / 'describe_figures.py'}")
         except CellExecutionError as error:
             if error.ename != "DataError" or Path(chapter).parent.name != "experiments":
                 raise
@@ -215,12 +218,12 @@ def execute_all(chapters: list[str], workers: int) -> None:
                 sys.exit(f"tools/book.py: {chapter} failed, as said above; open it in Jupyter and run it there")
 
 
-# Sphinx reads and writes pages side by side only if every extension says that it may. These two do not say; the first numbers
-# chapters, which this book does not, the second only names a file.
+# Sphinx reads pages side by side only if every extension says that it may. These three do not say: one numbers chapters, which
+# this book does not, one only names a file, one serves LaTeX alone.
 SIDE_BY_SIDE = """
 
 def setup(app):
-    for name in ("sphinx_multitoc_numbering", "sphinx-mathjax-offline"):
+    for name in ("sphinx_multitoc_numbering", "sphinx-mathjax-offline", "sphinx_jupyterbook_latex"):
         app.extensions[name].parallel_read_safe = True
 """
 

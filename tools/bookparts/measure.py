@@ -15,8 +15,6 @@ import sys
 import time
 from pathlib import Path
 
-from nbclient import NotebookClient
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import book  # noqa: E402
 
@@ -30,8 +28,7 @@ def measure(chapter: str) -> float:
         return used.ru_utime + used.ru_stime
 
     started, used = time.perf_counter(), processor()
-    NotebookClient(book.stage(chapter), timeout=book.SECONDS_A_NOTEBOOK, kernel_name="python3", extra_arguments=["--IPKernelApp.log_level=40"],
-                   skip_cells_with_tag="skip-execution", resources={"metadata": {"path": str((book.ROOT / chapter).parent)}}).execute()
+    book.run_cells(book.stage(chapter), book.ROOT / chapter)
     return min(time.perf_counter() - started, processor() - used)
 
 

@@ -1,6 +1,5 @@
 """What a chapter says about itself, read from its notebook: title, quote, exercises, module, and what it imports and links to."""
 
-import ast
 import json
 import os
 import re
@@ -8,7 +7,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import pandas as pd
 import yaml
+
+from defectbook.practice.house import reachable, read_house
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGE = ROOT / "defectbook"
@@ -63,26 +65,19 @@ def read_chapter(path: str) -> Chapter:
 
 
 @cache
+def house() -> pd.DataFrame:
+    return read_house(PACKAGE)
+
+
 def imported_modules(module: str) -> frozenset[str]:
-    """The library's modules that `module` ("models.memory") imports itself, without `core`, read from its text."""
-    path = PACKAGE / (module.replace(".", "/") + ".py")
-    if not path.is_file():
-        return frozenset()
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom):
-            package = ("defectbook", *module.split("."))[:-node.level] if node.level else ()
-            name = ".".join([*package, *([node.module] if node.module else [])])
-            found |= {name, *(f"{name}.{alias.name}" for alias in node.names)}
-    names = {name.removeprefix("defectbook.") for name in found}
-    return frozenset(name for name in names if name not in ("core", module) and (PACKAGE / (name.replace(".", "/") + ".py")).is_file())
+    """The library's modules that `module` ("models.memory") imports itself, without `core`, which nearly all do."""
+    return frozenset(house().loc[module, "imports"]) - {"core"}
 
 
 @cache
 def all_imports(module: str) -> frozenset[str]:
     """What `module` imports, and what that imports, down to the ground."""
-    own = imported_modules(module)
-    return own.union(*(all_imports(name) for name in own))
+    return frozenset(reachable(house(), [module])) - {module, "core"}
 
 
 @cache
@@ -117,3 +112,10 @@ def page_link(target: str, source: str) -> str:
 def source_link(target: str, source: str) -> str:
     """The same between source files, for Markdown links that jupyter-book and Quarto resolve."""
     return os.path.relpath(target, Path(source).parent).replace(os.sep, "/")
+
+
+def told_time(seconds: float) -> str:
+    """"8 s", "3 min" or "2.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

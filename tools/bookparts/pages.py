@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from bookparts import api, maps, published, store
-from bookparts.outline import ROOT, all_imports, modules, quarto, read_chapter, source_link
+from bookparts.outline import ROOT, all_imports, modules, quarto, read_chapter, source_link, told_time
 
 SECONDS = ROOT / "nbs" / "parts" / "seconds.json"
 MARKER = re.compile(r"^<!-- book:(\w+)(?: (\S+))? -->$", re.M)
@@ -21,13 +21,6 @@ def seconds() -> dict[str, int]:
     """Page -> the seconds it takes to run, as measured, or as its stored runs say."""
     kept = json.loads(SECONDS.read_text(encoding="utf-8"))["chapters"] if SECONDS.is_file() else {}
     return {**kept, **{path: round(found.seconds) for path, found in store.by_page().items() if found.runs}}
-
-
-def told_time(value: float) -> str:
-    """"8 s", "3 min" or "2.5 h"."""
-    if value < 90:
-        return f"{value:.0f} s"
-    return f"{value / 60:.0f} min" if value < 5400 else f"{value / 3600:.1f} h"
 
 
 def chapters_of(page: str) -> list[str]:

@@ -6,7 +6,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from bookparts.outline import PACKAGE, ROOT, cells, find_chapter, page_link
+from bookparts.outline import PACKAGE, ROOT, cells, find_chapter, page_link, told_time
 from bookparts.store import EXPERIMENTS, papermill_commands, run_commands, stored, sweeps
 
 SHOWN = 3  # commands of one experiment on a results page
@@ -57,10 +57,6 @@ def read_experiments(path: str) -> list[str]:
     return [name for name in experiment_names() if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
 
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def _stored(experiment: str) -> str:
     found = stored(experiment)
     if not found.runs:
@@ -68,7 +64,7 @@ def _stored(experiment: str) -> str:
     where = f", on {', '.join(found.devices)}" if found.devices else ""
     told = f"{found.runs} stored run{'s' if found.runs > 1 else ''}, preset `{'`, `'.join(found.presets)}`{where}"
     if found.seconds:
-        told += f": {_minutes(found.seconds)} in all, as they say themselves (rows that share a fit each count it)"
+        told += f": {told_time(found.seconds)} in all, as they say themselves (rows that share a fit each count it)"
     told += f"; at most {found.memory / 1000:.1f} GB of memory." if found.memory else "."
     return told + (f" {found.stale} of them stale." if found.stale else "")
 

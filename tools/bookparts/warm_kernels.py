@@ -52,7 +52,6 @@ def serve(place: str) -> None:
 
 def become_kernel(asked: socket.socket) -> None:
     """In the fork: be the kernel that was asked for, as long as the asker lives; the open socket tells the asker the same of the kernel."""
-    asked.settimeout(None)
     request = json.loads(asked.makefile().readline())
     asked.sendall(f"{os.getpid()}\n".encode())
     os.setsid()
