@@ -92,9 +92,19 @@ def _ends(low: float, high: float, unit: str) -> str:
     return f"[{_digits(low)}, {_digits(high)}]"
 
 
-def _over_seeds(reader: Reader, rows: Rows, metric: str) -> dict[str, Any]:
-    values = [reader.value(run, metric) for run in rows.runs]
+def _of_seeds(rows: Rows, values: Sequence[float]) -> dict[str, Any]:
+    "One figure a seed: their mean with Student's interval."
     return {"rows": [rows], "value": float(np.mean(values)) if values else None, "interval": seed_interval(values) if values else None, "scale": 100}
+
+
+def _over_seeds(reader: Reader, rows: Rows, metric: str) -> dict[str, Any]:
+    return _of_seeds(rows, [reader.value(run, metric) for run in rows.runs])
+
+
+def _over_test_images(reader: Reader, rows: Rows, metric: str) -> dict[str, Any]:
+    "The mean over runs; for image AUROC with the first run's interval over images."
+    interval = image_auroc_interval(rows.runs[0], 300) if rows.runs and metric == "image_auroc" else None
+    return {"rows": [rows], "value": reader.mean(rows, metric), "interval": interval, "scale": 100}
 
 
 def _over_images(reader: Reader, rows: Rows, column: str) -> dict[str, Any]:
@@ -125,7 +135,7 @@ def _patchcore_lines(reader: Reader) -> Iterator[dict[str, Any]]:
     yield line(reader, "PAEDID 2", "PatchCore, Dice of annotated cracks", _UNIT, cell("PAEDID", "2", row="PatchCore"), note="masks not published")
 
 
-def _pni_lines(reader: Reader) -> Iterator[dict[str, Any]]:
+def _transistor_lines(reader: Reader, experiment: str, ours: Callable[[Reader, Rows, str], dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for method, printed in (("PatchCore", "PatchCore"), ("PNI-NPR", "PNI")):
         for metric in ("image_auroc", "pixel_auroc"):
             yield line(
@@ -134,8 +144,12 @@ def _pni_lines(reader: Reader) -> Iterator[dict[str, Any]]:
                 f"{printed}, transistor, {_NAMES[metric]}",
                 _UNIT,
                 cell("PNI", "1", column=printed, category="transistor", metric=metric),
-                **_over_seeds(reader, reader.find("pni_*", dataset=_MVTEC, method=method), metric),
+                **ours(reader, reader.find(experiment, dataset=_MVTEC, method=method), metric),
             )
+
+
+def _pni_lines(reader: Reader) -> Iterator[dict[str, Any]]:
+    yield from _transistor_lines(reader, "pni_*", _over_seeds)
     for printed in ("PNI", "PNI (Ensemble)"):
         for metric in ("image_auroc", "pixel_auroc", "aupro"):
             yield line(
@@ -312,35 +326,11 @@ def _truth_lines(reader: Reader) -> Iterator[dict[str, Any]]:
         rows = reader.find("foil_models", model=name, annotation="flawed")
         for reference in ("annotation", "truth") if recipe.published else ():
             values = [class_rates(read_counts(run, reference).sum(0), "dice")[-1] for run in rows.runs]
-            yield line(
-                reader,
-                "-",
-                f"{recipe.label}, mean Dice on the {reference}",
-                _UNIT,
-                None,
-                [rows],
-                float(np.mean(values)) if values else None,
-                seed_interval(values) if values else None,
-                100,
-            )
+            yield line(reader, "-", f"{recipe.label}, mean Dice on the {reference}", _UNIT, None, **_of_seeds(rows, values))
 
 
 def _methods_lines(reader: Reader) -> Iterator[dict[str, Any]]:
-    for method, printed in (("PatchCore", "PatchCore"), ("PNI-NPR", "PNI")):
-        rows = reader.find("all_methods", dataset=_MVTEC, method=method)
-        for metric in ("image_auroc", "pixel_auroc"):
-            interval = image_auroc_interval(rows.runs[0], 300) if rows.runs and metric == "image_auroc" else None
-            yield line(
-                reader,
-                "PNI 1",
-                f"{printed}, transistor, {_NAMES[metric]}",
-                _UNIT,
-                cell("PNI", "1", column=printed, category="transistor", metric=metric),
-                [rows],
-                reader.mean(rows, metric),
-                interval,
-                100,
-            )
+    yield from _transistor_lines(reader, "all_methods", _over_test_images)
     for row in published("PAEDID", "2").itertuples():
         yield line(reader, "PAEDID 2", f"{row.row}, cells, Dice", _UNIT, row.number, note="on page 72")
 

@@ -52,6 +52,12 @@ def _printed(row: str) -> float:
     return cell("PROS", "2", row=row, metric="miou")
 
 
+def _less(reader: Reader, dataset: str, words: str, first: str, second: str, margin: float = POINT, rule: str = "above") -> Finding:
+    "IoU of one printed row's network less another's on a set."
+    rows, printed = (_trained(reader, dataset, first), _trained(reader, dataset, second)), _printed(first) - _printed(second)
+    return over_images(reader, f"{set_words(dataset)}, {words}", *rows, "iou", margin=margin, rule=rule, published=printed)
+
+
 def _adapted(reader: Reader, dataset: str, count: int, epochs: int | None = None) -> Rows:
     return reader.find("pros_adapters", dataset=dataset, method=f"PROS (sam_lite, K = {count})" + (f", epochs {epochs}" if epochs else ""))
 
@@ -80,16 +86,7 @@ def _(reader):
 def _(reader):
     for dataset in _BOARDS:
         for loss in _LOSSES:
-            other = f"UNet / N/A / {loss}"
-            yield over_images(
-                reader,
-                f"{set_words(dataset)}, {loss}",
-                _trained(reader, dataset, _OURS),
-                _trained(reader, dataset, other),
-                "iou",
-                margin=POINT,
-                published=_printed(_OURS) - _printed(other),
-            )
+            yield _less(reader, dataset, loss, _OURS, f"UNet / N/A / {loss}")
 
 
 @_pros(
@@ -101,17 +98,7 @@ def _(reader):
 def _(reader):
     for dataset in _BOARDS[:2]:
         for loss in _LOSSES:
-            first, second = f"Siamese UNet Diff / N/A / {loss}", f"UNet / N/A / {loss}"
-            yield over_images(
-                reader,
-                f"{set_words(dataset)}, {loss}",
-                _trained(reader, dataset, first),
-                _trained(reader, dataset, second),
-                "iou",
-                margin=2,
-                rule="small",
-                published=_printed(first) - _printed(second),
-            )
+            yield _less(reader, dataset, loss, f"Siamese UNet Diff / N/A / {loss}", f"UNet / N/A / {loss}", margin=2, rule="small")
 
 
 @_pros(
