@@ -87,11 +87,11 @@ def _aligned(table: Any, **options: Any) -> str:
 
 # %% ../../nbs/practice/64b_commands.ipynb #8e10ca4c
 def _sweep(args: argparse.Namespace) -> int:
-    from defectbook.practice.grids import read_grid
+    from defectbook.practice.grids import find_grid, read_grid
     from defectbook.practice.sweeps import failures, plan, run_sweep, sweep_folder
 
-    grid = read_grid(args.file)
-    folder = sweep_folder(args.file, args.output)
+    grid = read_grid(find_grid(args.file))
+    folder = sweep_folder(grid.file, args.output)
     if args.dry_run:
         table = plan(grid, folder)
     else:
@@ -114,15 +114,15 @@ def _advice(counts: dict[str, int], args: argparse.Namespace) -> str:
 
 
 def add_sweep(commands: argparse._SubParsersAction) -> list[argparse.ArgumentParser]:
-    """`defectbook sweep FILE.yaml`; returns its parser in a list. commands: what `add_subparsers` of the main parser returned."""
+    """`defectbook sweep GRID`; returns its parser in a list. commands: what `add_subparsers` of the main parser returned."""
     sweep = commands.add_parser(
         "sweep", help="run a grid of experiments", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Run the cells of a grid, each in its own process; finished cells are skipped, so starting again resumes.",
-        epilog="examples:\n  defectbook sweep seeds.yaml --dry-run\n  defectbook sweep seeds.yaml --processes 2\n"
+        epilog="examples:\n  defectbook sweep all_methods --dry-run\n  defectbook sweep seeds.yaml --processes 2\n"
                "  defectbook sweep seeds.yaml --retry-failed\n  defectbook sweep seeds.yaml --engine ray --address auto\n\n"
                "seeds.yaml:\n  grids:\n    - experiment: patchcore_elpv\n      fixed: {preset: small}\n"
                "      vary: {cell_type: [mono, poly]}\n      seeds: 3")
-    sweep.add_argument("file", type=Path, metavar="FILE.yaml", help="the grid")
+    sweep.add_argument("file", metavar="GRID", help="a .yaml file of yours, or the name of a grid behind the book, such as all_methods")
     sweep.add_argument("-n", "--dry-run", action="store_true", help="show each cell and its state, run nothing")
     sweep.add_argument("--retry-failed", action="store_true", help="also run cells that failed before")
     sweep.add_argument("--refresh", action="store_true", help="also compute again what an older library made or what was altered")

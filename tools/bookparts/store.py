@@ -74,11 +74,11 @@ def _text(value: object) -> str:
 
 @cache
 def sweeps() -> dict[str, list[str]]:
-    """Experiment -> the grids beside the experiments that hold it, as paths from the root."""
+    """Experiment -> the grids beside the experiments that hold it, by name."""
     found: dict[str, list[str]] = {}
     for path in sorted((ROOT / EXPERIMENTS).glob("*.yaml")):
         for name in dict.fromkeys(_experiments_of(path)):
-            found.setdefault(name, []).append(path.relative_to(ROOT).as_posix())
+            found.setdefault(name, []).append(path.stem)
     return found
 
 
