@@ -100,21 +100,24 @@ def traces(session: pd.DataFrame) -> list[np.ndarray]:
     return [part.to_numpy() for _, part in session.groupby("object", sort=True)["iou"]]
 
 # %% ../../nbs/practice/62k_click_rows.ipynb #b0ad4f27
+_GREEN, _YELLOW, _BLUE, _VERMILION = (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0)  # of Okabe and Ito
+
+
 def picture_of(item: ClickObject, clicks: pd.DataFrame, mask: np.ndarray, erosion: int = 5) -> np.ndarray:
     """ADAPT's Figure 2 for one object, uint8 (H, 3 W, 3): truth | accepted mask with clicks | the mask eroded.
 
-    item: the object. clicks: its rows of the session (x, y, positive), drawn as green and red dots. mask: the accepted one, bool (H, W).
-    erosion: steps, k of eq. 4. Eroded: green is the object, red the background, blue unknown.
+    item: the object. clicks: its rows of the session (x, y, positive), drawn as blue and vermilion dots. mask: the accepted one, bool (H, W).
+    erosion: steps, k of eq. 4. Eroded: green is the object, vermilion the background, blue unknown.
     """
-    shown = [_tinted(item.image, [(item.mask, (0, 200, 0))]), _tinted(item.image, [(mask, (255, 220, 0))])]
+    shown = [_tinted(item.image, [(item.mask, _GREEN)]), _tinted(item.image, [(mask, _YELLOW)])]
     for row in clicks.itertuples():
         y, x = np.ogrid[:item.image.shape[0], :item.image.shape[1]]
         near = (x - row.x) ** 2 + (y - row.y) ** 2
         reach = max(2, item.image.shape[0] // 64)
         shown[1][near <= (reach + 1.5) ** 2] = 255
-        shown[1][near <= reach**2] = (0, 170, 0) if row.positive else (200, 0, 0)
+        shown[1][near <= reach**2] = _BLUE if row.positive else _VERMILION
     labels = eroded_mask(mask, erosion)
-    shown.append(_tinted(item.image, [(labels == 1, (0, 200, 0)), (labels == 0, (200, 0, 0)), (labels < 0, (0, 0, 255))]))
+    shown.append(_tinted(item.image, [(labels == 1, _GREEN), (labels == 0, _VERMILION), (labels < 0, _BLUE)]))
     return np.concatenate(shown, 1)
 
 
