@@ -16,8 +16,10 @@ import cv2
 import numpy as np
 from timing import alternate, peak_of, report
 
-from defectbook.metrics.pixel import rank_pixels
+from defectbook.metrics.auroc_intervals import auroc_interval
+from defectbook.metrics.pixel import auroc, rank_pixels
 from defectbook.metrics.region import RegionStream, label_regions, rank_regions
+from defectbook.metrics.statistics import bootstrap_interval
 
 
 def make_set(count: int, size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -114,6 +116,24 @@ def compare(case: str, ours: Callable[[], object], reference: Callable[[], objec
     report(case, own, other, least, difference(value, expected))
 
 
+def compare_intervals(images: int, resamples: int, rounds: int) -> None:
+    """The bootstrap interval of an image AUROC against an AUROC a draw; the floor is to draw the images alone."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(images) % 3 == 0
+    scores = rng.standard_normal(images) + labels
+
+    def ours() -> tuple[float, float]:
+        found = auroc_interval(scores, labels, resamples)
+        return found.low, found.high
+
+    def obvious() -> tuple[float, float]:
+        found = bootstrap_interval(auroc, scores, labels, strata=labels, resamples=resamples, rng=0)
+        return found.low, found.high
+
+    compare(f"bootstrap interval of auroc, {images} images, {resamples} draws", ours, obvious,
+            lambda: [np.random.default_rng(0).integers(0, images, images) for _ in range(resamples)], rounds)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peers", action="store_true", help="compare with adeval and anomalib, where installed")
@@ -145,6 +165,7 @@ def main() -> None:
     exact_peak, stream_peak = peak_of(both), peak_of(lambda: streamed_both(maps, masks))
     report(f"memory: peak of exact over the score array, {suffix}", None, None, None, round(exact_peak / maps.nbytes, 2))
     report(f"memory: peak of streaming in MB, {suffix}", None, None, None, round(stream_peak / 1e6, 1))
+    compare_intervals(*((200, 100) if arguments.quick else (1000, 1000)), rounds)
 
 
 if __name__ == "__main__":
