@@ -159,14 +159,12 @@ def run_cells(notebook: nbformat.NotebookNode, path: Path, kernel: str = "python
                    skip_cells_with_tag="skip-execution", resources={"metadata": {"path": str(path.parent)}}).execute()
 
 
-def execute(chapter: str, around: bytes, kernel: str = "python3") -> float:
-    """Stage and execute one chapter into _book/src; returns the seconds it took, 0 when the kept outputs still hold."""
-    target = BOOK / "src" / chapter
-    target.parent.mkdir(parents=True, exist_ok=True)
+def execute(chapter: str, around: bytes, kernel: str = "python3") -> tuple[nbformat.NotebookNode, float]:
+    """The chapter with its outputs, and the seconds that it took; kept outputs are taken where they still hold.
+
+    An experiment on data that is not here comes without outputs and says how to get the data; that is not kept.
+    """
     started = time.perf_counter()
-    if chapter.endswith(".md"):
-        target.write_text(staged_page(chapter))
-        return time.perf_counter() - started
     notebook = stage(chapter)
     pictures = os.environ.get("DEFECTBOOK_SCREENSHOTS", "") if ANNOTATOR in chapter else ""
     kept = BOOK / "kept" / f"{digest(nbformat.writes(notebook).encode(), pictures.encode(), around)}.ipynb"
@@ -176,28 +174,38 @@ def execute(chapter: str, around: bytes, kernel: str = "python3") -> float:
         except CellExecutionError as error:
             if error.ename != "DataError" or Path(chapter).parent.name != "experiments":
                 raise
-            # An experiment on data that is not here: the page shows its code and says how to get the data; nothing is kept.
-            nbformat.write(add_parts(chapter, unexecuted(chapter, error.evalue)), target)
-            return time.perf_counter() - started
+            return unexecuted(chapter, error.evalue), time.perf_counter() - started
         kept.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, kept)
-    shown = nbformat.read(kept, as_version=4)
-    shown.metadata.pop("widgets", None)  # a widget needs its kernel, and its state would make the page load scripts from the network
-    for cell in shown.cells:
+    return nbformat.read(kept, as_version=4), time.perf_counter() - started
+
+
+def place(chapter: str, notebook: nbformat.NotebookNode | None = None) -> None:
+    """Write the page of a chapter into _book/src: a Markdown page with its markers replaced, an executed notebook with its parts added."""
+    target = BOOK / "src" / chapter
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if notebook is None:
+        target.write_text(staged_page(chapter))
+        return
+    notebook.metadata.pop("widgets", None)  # a widget needs its kernel, and its state would make the page load scripts from the network
+    for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = tidy(cell.outputs)
-    place_figures(shown, BOOK / "src" / "_static" / "figures", os.path.relpath(BOOK / "src", target.parent))
-    nbformat.write(add_parts(chapter, shown), target)
-    return time.perf_counter() - started
+    place_figures(notebook, BOOK / "src" / "_static" / "figures", os.path.relpath(BOOK / "src", target.parent))
+    nbformat.write(add_parts(chapter, notebook), target)
 
 
 def execute_all(chapters: list[str], workers: int) -> None:
-    """Execute the chapters `workers` at a time, with a bar; stops with one line at the first that fails."""
+    """Execute the chapters `workers` at a time, with a bar; stops with one line at the first that fails.
+
+    Pages are put together in this thread alone: they read sources with `ast`, which CPython 3.11 does not bear in several threads.
+    """
     around = surroundings()
+    notebooks = [chapter for chapter in chapters if chapter.endswith(".ipynb")]
     with warm_kernels() as kernel, concurrent.futures.ThreadPoolExecutor(workers) as pool:
         pictures = pool.submit(take_pictures, chapters)
 
-        def execute_in_turn(chapter: str) -> float:
+        def execute_in_turn(chapter: str) -> tuple[nbformat.NotebookNode, float]:
             if ANNOTATOR in chapter:
                 pictures.result()
             return execute(chapter, around, kernel)
@@ -206,12 +214,17 @@ def execute_all(chapters: list[str], workers: int) -> None:
             return LOOK_BACK if "/experiments/" in chapter else 0 if ANNOTATOR in chapter else seconds().get(chapter, 1)
 
         # What takes longest begins first, so that no worker waits at the end for the other's last page; what waits for pictures comes last.
-        waiting = {pool.submit(execute_in_turn, chapter): chapter for chapter in sorted(chapters, key=expected, reverse=True)}
+        waiting = {pool.submit(execute_in_turn, chapter): chapter for chapter in sorted(notebooks, key=expected, reverse=True)}
+        for page in chapters:
+            if page not in notebooks:
+                place(page)
         bar = tqdm(concurrent.futures.as_completed(waiting), total=len(waiting), desc="executing chapters", dynamic_ncols=True)
         for done in bar:
-            chapter = waiting[done]
+            chapter = waiting.pop(done)
             try:
-                bar.write(f"{done.result():6.1f} s  {chapter}")
+                notebook, taken = done.result()
+                place(chapter, notebook)
+                bar.write(f"{taken:6.1f} s  {chapter}")
             except CellExecutionError as error:
                 bar.write(f"{error}\n{chapter} failed; waiting for the chapters that are under way")
                 pool.shutdown(cancel_futures=True)
@@ -266,6 +279,9 @@ def main() -> None:
     os.environ["DEFECTBOOK_PROGRESS"] = "0"
     os.environ.setdefault("MATPLOTLIBRC", str(ROOT / "tools" / "bookparts" / "matplotlibrc"))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.workers)))
+    # As in the Makefile, which says why: kernels keep the memory of large arrays. The warm process reads these when it starts.
+    os.environ.setdefault("MALLOC_MMAP_MAX_", "0")
+    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "4000000000")
     shutil.rmtree(BOOK / "src", ignore_errors=True)
     landing, parts = read_chapters()
     if args.only:
