@@ -106,3 +106,11 @@ def test_words_of_the_vocabulary_are_their_own() -> None:
 
 def test_mlp_without_hidden_layers_is_linear() -> None:
     assert [type(layer).__name__ for layer in build_mlp(4, 3, depth=0)] == ["Linear"]
+
+
+def test_a_wrong_temperature_is_told_before_training(tmp_path) -> None:
+    features = np.random.default_rng(0).normal(size=(32, 4)).astype(np.float32)
+    with pytest.raises(ParameterError, match="temperature=0.0 must be above 0"):
+        fit_neighbourhood(features, (4, 4), np.zeros(32, int), 2, side=3, depth=2, width=8, temperature=0.0, held=np.arange(32) < 8,
+                          folder=tmp_path / "training")
+    assert not (tmp_path / "training").exists()

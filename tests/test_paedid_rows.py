@@ -389,11 +389,16 @@ def test_defects_that_the_size_has_erased_leave_image_figures(wood, tmp_path):
     assert "image_auroc" in set(run.metrics.metric) and not {"dice", "pixel_auroc"} & set(run.metrics.metric)
 
 
+def test_two_rows_of_one_name_are_refused(wood, tmp_path):
+    with pytest.raises(ParameterError, match="one name twice"):
+        run_tuned("rows", [bright_row(), bright_row()], wood, RunStore(tmp_path / "store"), folds=2)
+
+
 # judging and pictures
 
 def test_judging_is_the_definitions(wood):
     run = evaluate_fitted(Bright(-1), wood.dataset, ("image_auroc", "dice_oracle"))
-    figures, table = judge(Bright(-1), run, -100.0, 0.5)
+    figures, table = judge(run, -100.0, 0.5)
     tests = wood.dataset.test
     by_hand = [dice(found >= -100, sample.mask) for found, sample in zip(run.prediction.maps, tests, strict=True) if sample.label]
     assert table.dice.tolist() == pytest.approx(by_hand) and figures["dice"] == pytest.approx(np.mean(by_hand))
@@ -405,7 +410,7 @@ def test_judging_is_the_definitions(wood):
     assert figures["false_alarm_area"] == pytest.approx(np.mean(sound))
     cracked = [sample for sample in tests if sample.label]
     without = replace(run, dataset=replace(wood.dataset, test=cracked), prediction=Bright(-1).predict(cracked))
-    assert set(figures) - set(judge(Bright(-1), without, -100.0, 0.5)[0]) == {"false_alarm_area", "false_alarm_area_rescaled"}
+    assert set(figures) - set(judge(without, -100.0, 0.5)[0]) == {"false_alarm_area", "false_alarm_area_rescaled"}
 
 
 def test_image_truth_alone_gives_image_auroc_and_no_dice(elpv_tree, tmp_path):

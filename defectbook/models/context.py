@@ -143,6 +143,11 @@ def hold_out(images: int, patches: int, share: float, unit: str = "images", seed
     return np.repeat(held, patches) if unit == "images" else held
 
 # %% ../../nbs/models/37_context.ipynb #6955f9eb
+def _check_temperature(temperature: float) -> None:
+    if temperature <= 0:
+        raise ParameterError(f"temperature={temperature} must be above 0; 2 is PNI's choice, 1 leaves the network's confidence as it is")
+
+
 class NeighbourhoodModel:
     """p(c | N_p(x)): a network that guesses the word of a patch from the patches around it (eq. 7 and section 3.2 of PNI).
 
@@ -151,8 +156,7 @@ class NeighbourhoodModel:
 
     def __init__(self, network: nn.Sequential, inputs: Reduction, side: int = 9, skip: int | None = None,
                  temperature: float = 2.0, device: str = "cpu"):
-        if temperature <= 0:
-            raise ParameterError(f"temperature={temperature} must be above 0; 2 is PNI's choice, 1 leaves the network's confidence as it is")
+        _check_temperature(temperature)
         self.network, self.inputs = network.to(device).eval(), inputs
         self.side, self.skip, self.temperature, self.device = side, skip, temperature, device
 
@@ -181,6 +185,7 @@ def fit_neighbourhood(features: np.ndarray, grid: tuple[int, int], labels: np.nd
     Raises `ParameterError` for an even side, or a temperature or `reduced` out of range; `DataError` for a loss that is not finite;
     `WeightsError` when the folder holds another training.
     """
+    _check_temperature(temperature)  # before minutes of training, not after
     inputs = Reduction.fit(features, reduced)
     flat = torch.from_numpy(inputs(features)).to(device)
     windows = torch.from_numpy(window_indices(*grid, side, skip)).to(device)

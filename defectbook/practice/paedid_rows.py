@@ -214,10 +214,10 @@ TITLES = ("image", "annotation", "background", "anomaly map", "mask at the thres
 SHOWN = ("large", "middle", "small")  # the test images with the largest defect, the median one, and one at the lower quartile
 
 
-def judge(detector: Detector, run: Run, threshold: float, rescaled_threshold: float) -> tuple[dict[str, float], pd.DataFrame]:
+def judge(run: Run, threshold: float, rescaled_threshold: float) -> tuple[dict[str, float], pd.DataFrame]:
     """Dice figures of a run at thresholds chosen before, and a row an image with a defect: name, kind, dice, rescaled_dice, share.
 
-    detector: the one of the run; it is not asked again. threshold: on the maps as they are. rescaled_threshold: on maps that `rescale_each`
+    threshold: on the maps as they are. rescaled_threshold: on maps that `rescale_each`
     brought to 0..1. Beside Dice stand the false-alarm areas, and the mean of the maps on and beside defects; a figure that is not finite is
     left out. Some test image must have an annotated defect.
     """
@@ -331,8 +331,10 @@ def run_tuned(experiment: str, rows: Sequence[TunedRow], product: Product, store
     cross-validation, see `tune`. preset, device: told in the provenance. parameters: what a table shall tell of the run beside data set,
     category, method, seed and preset.
     Raises `DataError` when no test image has a defect, a tuning image has none, or they are fewer than `folds`; `ParameterError` for fewer than two
-    folds; `StoreError` when the store cannot be written.
+    folds or two rows of one name; `StoreError` when the store cannot be written.
     """
+    if len({row.method for row in rows}) < len(rows):
+        raise ParameterError(f"{experiment}: rows {[row.method for row in rows]} have one name twice; a table tells them apart by name")
     dataset, masks, stored = product.dataset, [sample.mask for sample in product.tuning], []
     if not any(sample.label for sample in dataset.test):
         raise DataError(f"{dataset.name}: no test image has a defect; use truth='simulated' or another category")
@@ -358,7 +360,7 @@ def run_tuned(experiment: str, rows: Sequence[TunedRow], product: Product, store
             if annotated:
                 # The rescaled maps keep the candidate that the maps as they are have chosen: one change at a time.
                 again = tune({tuned.choice: rescale_each(maps[tuned.choice])}, masks, folds, seed)
-                more, tables["images"] = judge(detector, run, tuned.threshold, again.threshold)
+                more, tables["images"] = judge(run, tuned.threshold, again.threshold)
                 figures |= more | {"tuned_dice_rescaled": rescaled.dice}
             extra = pd.DataFrame([(dataset.name, dataset.category, row.method, seed, name, value) for name, value in figures.items()],
                                  columns=run.metrics.columns)
