@@ -1,16 +1,20 @@
 """What is installed: the lists agree, and the wheel stands without the repository."""
 
 import configparser
+import json
 import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -104,3 +108,39 @@ assert detector.predict(cells.test[:1]).maps[0].shape == (300, 300)
     assert str(environment) in listed.stdout and "patchcore_elpv.ipynb" in listed.stdout, listed.stderr
     refused = subprocess.run([environment / "bin" / "defectbook", "run", "patchcore_elpv"], cwd=tmp_path, capture_output=True, text=True)
     assert refused.returncode == 2 and "pip install 'defectbook[run]'" in refused.stderr
+
+
+def brought_by(extra: str) -> set[str]:
+    """The distributions that installing defectbook[extra] brings, as they are installed here."""
+    found: set[tuple[str, str]] = set()
+    waiting = [("defectbook", extra)]
+    while waiting:
+        name, wanted = waiting.pop()
+        if (name, wanted) in found:
+            continue
+        found.add((name, wanted))
+        try:
+            required = [Requirement(line) for line in metadata.requires(name) or []]
+        except metadata.PackageNotFoundError:  # for another system or Python
+            continue
+        for one in required:
+            if one.marker is None or one.marker.evaluate({"extra": wanted}):
+                waiting += [(canonicalize_name(one.name), part) for part in ("", *one.extras)]
+    return {name for name, _ in found}
+
+
+def test_demo_brings_what_chapters_import() -> None:
+    """`make demo` executes every chapter: what one of them imports itself may not come with the tests' extra alone."""
+    quarto = yaml.safe_load((ROOT / "_quarto.yml").read_text())["book"]["chapters"]
+    here, brought = metadata.packages_distributions(), brought_by("demo")
+    missing: dict[str, str] = {}
+    for chapter in [quarto[0], *(chapter for part in quarto[1:] for chapter in part["chapters"])]:
+        cells = json.loads((ROOT / chapter).read_text())["cells"] if chapter.endswith(".ipynb") else []
+        sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        lines = "\n".join(line for source in sources if "eval: false" not in source for line in source.splitlines())
+        # Imports inside a function are made when it is called, and say themselves which extra they need.
+        for name in re.findall(r"^(?:import|from) ([A-Za-z_]\w*)", lines, re.M):
+            packages = {canonicalize_name(one) for one in here.get(name, [])}
+            if name not in {*sys.stdlib_module_names, "defectbook"} and not packages & brought:
+                missing[name] = chapter
+    assert not missing, f"not in the extra demo: {missing}"
