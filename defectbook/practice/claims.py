@@ -465,9 +465,7 @@ def scroll(table: str, height: str = "") -> str:
 def verdict_html(verdict: str) -> str:
     """A verdict with its mark."""
     mark, colour = MARKS[verdict]
-    first, *rest = verdict.split(" ")  # the mark stays beside the first word
-    bound = f'<span style="white-space:nowrap"><span style="color:{colour}" aria-hidden="true">{mark}</span> {first}</span>'
-    return f'<span style="white-space:normal">{" ".join([bound, *rest])}</span>'
+    return f'<span style="white-space:normal"><span style="color:{colour}" aria-hidden="true">{mark}</span>&nbsp;{verdict}</span>'
 
 
 def _findings_html(findings: Sequence[Finding]) -> str:
