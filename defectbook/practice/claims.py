@@ -452,7 +452,7 @@ def judge_claims(claims: Sequence[Claim], reader: Reader) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 # %% ../../nbs/practice/69_claims.ipynb #8647f188
-MARKS = {"reproduced": ("●", "#0072b2"), "partly": ("◐", "#b87800"), "not": ("○", "#d55e00"), "not decidable here": ("–", "#767676")}
+MARKS = {"reproduced": ("●", "#2e8bcc"), "partly": ("◐", "#b87800"), "not": ("○", "#d55e00"), "not decidable here": ("–", "#848484")}
 _OUTCOME_MARKS = {"yes": "●", "no": "○", "open": "◐", "missing": "–"}
 
 
