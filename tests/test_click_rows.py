@@ -152,8 +152,8 @@ def test_the_picture_shows_truth_answer_and_what_is_left(objects) -> None:
     assert picture.shape == (64, 192, 3) and picture.dtype == np.uint8
     truth, _, eroded = np.split(picture.astype(int), 3, axis=1)
     assert (truth[item.mask] != item.image[item.mask]).any() and np.array_equal(truth[~item.mask], item.image[~item.mask])
-    tinted = eroded - (0.55 * item.image)
-    blue = tinted[..., 2] > 100
+    tinted = eroded - (0.55 * item.image)  # of blue 178, green 115, vermilion 0: 45 % each
+    blue = tinted[..., 2] > 70
     assert blue.any() and (blue & item.mask).any() and (blue & ~item.mask).any()
 
 

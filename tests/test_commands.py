@@ -36,7 +36,7 @@ def said(capsys, *words: str) -> tuple[int, str, str]:
     (["sweep", "x.yaml", "--proceses", "2"], "did you mean --processes?"),
     (["sweep", "x.yaml", "--processes", "two"], "invalid int value: 'two'"),
     (["sweep", "none.yaml"], "none.yaml: cannot be read"),
-    (["sweep"], "the following arguments are required: FILE.yaml"),
+    (["sweep"], "the following arguments are required: GRID"),
     (["runs", "verfy"], "did you mean 'verify'?"),
     (["runs", "tiy"], "did you mean 'toy'?"),
     (["runs", "show", "zzz"], "unknown run 'zzz'"),
