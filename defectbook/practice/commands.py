@@ -13,7 +13,6 @@ import platform
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from .. import __version__
