@@ -69,8 +69,9 @@ def study(run: Run, points: int = 200, bins: int = 60) -> tuple[dict[str, float]
     """More figures of a run, and its small tables.
 
     Figures: errors of images at the run's own threshold and at the oracle's, of pixels at the oracle's, and pixel average precision.
-    Tables: "kinds" (see `by_kind`); where pixels are known "pr_curve" (recall, precision, threshold), "histogram" (low, high, normal,
-    defective) and "images" (name and Dice at the oracle's threshold, of the images with a defect). points: steps of the curve at most. bins: of the histogram.
+    Tables: "kinds" (see `by_kind`); where pixels are known "pr_curve" (recall, precision, threshold), "histogram" (low, high,
+    normal, defective) and "images" (name and Dice at the oracle's threshold, of the images with a defect). points: steps of the curve at
+    most. bins: of the histogram.
     Raises `DataError` without a defective test image, `ParameterError` for points or bins below 1 where they are needed.
     """
     labels = np.array([sample.label > 0 for sample in run.samples])
